@@ -1,0 +1,328 @@
+"""Rows to bytes and back: entity keys and records of format version 1, as docs/format.md fixes them.
+
+A record is a 36-byte header, a null bitmap if any feature is null, a fixed section and a variable section, all
+little-endian. Columns are encoded at once; a record is decoded alone, as a reader needs it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from materialize.errors import OnlineStoreError
+from materialize.model import FIXED_WIDTHS, FeatureType, from_us
+from materialize.online.base import EncodedBatch
+from materialize.order import NO_FLOOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+    from materialize.model import FeatureView
+
+__all__ = ["FORMAT_VERSION", "Decoder", "Header", "encode", "entity_keys", "format_key", "headers", "parse_key", "tombstones", "unstorable_rows"]
+
+FORMAT_VERSION = 1
+TOMBSTONE, HAS_NULLS = 1, 2
+HEADER = struct.Struct("<BBHqqqq")
+HEADER_DTYPE = [("format", "u1"), ("flags", "u1"), ("schema", "<u2"), ("event_us", "<i8"), ("created_us", "<i8"), ("version", "<i8"), ("floor", "<i8")]
+#: Rows laid out at once: 2,048 records of 50 features stay in the processor's second-level cache.
+LAYOUT_ROWS = 2_048
+#: Characters of a join key's text that an entity key escapes; "%" first.
+ESCAPES = (("%", "%25"), ("|", "%7C"), ("{", "%7B"), ("}", "%7D"))
+UNIX_DATE = date(1970, 1, 1)
+NUMBER_CODES = {
+    "bool": "?",
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "uint16": "H",
+    "uint32": "I",
+    "uint64": "Q",
+    "float32": "f",
+    "float64": "d",
+    "date": "i",
+    "timestamp": "q",
+}
+NUMPY_TYPES = {kind: np.dtype(code).newbyteorder("<") for kind, code in NUMBER_CODES.items()}
+INTEGER_TYPES = {f"{sign}int{bits}": getattr(pl, f"{'UI' if sign else 'I'}nt{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
+
+
+# --- entity keys -------------------------------------------------------------------------------------------------------
+
+
+def entity_keys(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.Series:
+    """The entity key of each row: the join keys' text in order, escaped, joined by ``|``. Returns: Binary, no nulls."""
+    texts = [_key_text(key, rows.schema[key]) for key in join_keys]
+    return rows.select(key=pl.concat_str(texts, separator="|").cast(pl.Binary))["key"]
+
+
+def _key_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    text = pl.col(name).cast(pl.String)
+    if dtype == pl.String:
+        for character, escape in ESCAPES:
+            text = text.str.replace_all(character, escape, literal=True)
+    return text
+
+
+def format_key(parts: Sequence[object]) -> bytes:
+    """The entity key of one entity, from its join key values in the view's order."""
+    return "|".join(_escaped(str(part).lower() if isinstance(part, bool) else str(part)) for part in parts).encode()
+
+
+def parse_key(text: str, join_keys: Sequence[str]) -> bytes:
+    """The entity key that a person wrote: parts joined by ``|``, escapes optional where nothing is ambiguous.
+
+    Raises ValueError when the number of parts is not the number of join keys.
+    """
+    parts = text.split("|")
+    if len(parts) != len(join_keys):
+        raise ValueError(f"expected {len(join_keys)} part(s) for the join keys {', '.join(join_keys)}, separated by '|' ('|' in a value is written %7C), found {len(parts)}")
+    return "|".join(_escaped(_unescaped(part)) for part in parts).encode()
+
+
+def _escaped(text: str) -> str:
+    for character, escape in ESCAPES:
+        text = text.replace(character, escape)
+    return text
+
+
+def _unescaped(text: str) -> str:
+    for character, escape in reversed(ESCAPES):
+        text = text.replace(escape, character)
+    return text
+
+
+# --- encoding ----------------------------------------------------------------------------------------------------------
+
+
+def unstorable_rows(features: pl.DataFrame, view: FeatureView, *, max_value_bytes: int) -> dict[str, pl.Series]:
+    """Which rows hold a value that no record of the view can. Returns: reason -> Boolean per row, only reasons that hold."""
+    checks: dict[str, pl.Expr] = {}
+    size = pl.lit(HEADER.size + (len(view.features) + 7) // 8 + sum(kind.width or 4 for kind in view.features.values()))
+    for name, kind in view.features.items():
+        column = pl.col(name)
+        if kind.kind in INTEGER_TYPES and features.schema[name] != INTEGER_TYPES[kind.kind]:
+            fits = column.cast(INTEGER_TYPES[kind.kind], strict=False).is_not_null() | column.is_null()
+            checks[f"feature {name!r} outside {kind}"] = ~fits
+        if kind.kind == "list":
+            checks[f"feature {name!r} has a null inside a list"] = column.list.eval(pl.element().is_null()).list.any()
+            checks |= _item_checks(name, kind, features.schema[name])
+        if kind.width is None:
+            size = size + _variable_bytes(column, kind).fill_null(0)
+    if any(kind.width is None for kind in view.features.values()):
+        checks[f"record longer than {max_value_bytes:,} bytes"] = size > max_value_bytes
+    if not checks:
+        return {}
+    flags = features.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
+    return {flag.name: flag for flag in flags if flag.any()}
+
+
+def _item_checks(name: str, kind: FeatureType, dtype: pl.DataType) -> dict[str, pl.Expr]:
+    """What can be wrong with the items of a list feature, as reason -> condition."""
+    column, checks = pl.col(name), {}
+    if kind.length is not None:
+        checks[f"feature {name!r} is not of length {kind.length}"] = column.list.len() != kind.length
+    if kind.item in INTEGER_TYPES and dtype != pl.List(INTEGER_TYPES[kind.item]):
+        item = pl.element()
+        fits = item.cast(INTEGER_TYPES[kind.item], strict=False).is_not_null() | item.is_null()
+        checks[f"feature {name!r} has an item outside {kind.item}"] = column.list.eval(~fits).list.any()
+    return checks
+
+
+def _variable_bytes(column: pl.Expr, kind: FeatureType) -> pl.Expr:
+    """Bytes of each value in the variable section."""
+    if kind.kind == "list":
+        return column.list.len().cast(pl.Int64) * FIXED_WIDTHS[kind.item]
+    return (column.str.len_bytes() if kind.kind == "string" else column.bin.size()).cast(pl.Int64)
+
+
+def encode(keys: pl.Series, order: pl.DataFrame, features: pl.DataFrame, view: FeatureView, *, schema_id: int, floor: int = NO_FLOOR) -> EncodedBatch:
+    """Encode rows as records.
+
+    *keys*: entity keys, Binary. *order*: event_us, created_us, version Int64. *features*: the view's features in order, in
+    their column types, every row storable. All of one height; *floor* goes into every header. Rows with a null are moved
+    behind the others, because their records have a bitmap.
+    """
+    if not any(column.null_count() for column in features):
+        return _batch(keys, order, _records(order, features, view, schema_id, floor, with_nulls=False))
+    nulls = features.select(pl.any_horizontal(pl.all().is_null()).alias("null"))["null"]
+    full, holed = (~nulls).arg_true(), nulls.arg_true()
+    rows = pl.concat([full, holed])
+    parts = [
+        _records(order[part], features[part], view, schema_id, floor, with_nulls=with_nulls) for part, with_nulls in ((full, False), (holed, True)) if len(part)
+    ]
+    return _batch(keys[rows], order[rows], pa.concat_arrays(parts))
+
+
+def _batch(keys: pl.Series, order: pl.DataFrame, values: pa.BinaryArray) -> EncodedBatch:
+    event, created, version = (order[name].to_numpy() for name in ("event_us", "created_us", "version"))
+    return EncodedBatch(keys=keys.to_arrow().cast(pa.binary()), values=values, event_us=event, created_us=created, version=version)
+
+
+def _records(order: pl.DataFrame, features: pl.DataFrame, view: FeatureView, schema_id: int, floor: int, *, with_nulls: bool) -> pa.BinaryArray:
+    """Records of one shape. The data buffer is laid out in place, column by column, a few thousand rows at a time."""
+    bitmap = [("bitmap", "u1", ((len(view.features) + 7) // 8,))] if with_nulls else []
+    fixed = [(str(index), *_slot(kind)) for index, kind in enumerate(view.features.values())]
+    records: npt.NDArray[Any] = np.zeros(order.height, dtype=np.dtype([*HEADER_DTYPE, *bitmap, *fixed]))
+    columns: dict[str, npt.NDArray[Any]] = {name: order[name].to_numpy() for name in ("event_us", "created_us", "version")}
+    if with_nulls:
+        flags = features.select(pl.all().is_null()).to_numpy()
+        columns["bitmap"] = np.packbits(flags, axis=1, bitorder="little")
+    variable = []
+    for index, (name, kind) in enumerate(view.features.items()):
+        if kind.width is None:
+            chunk = _variable(features[name], kind)
+            columns[str(index)] = np.diff(np.frombuffer(chunk.buffers()[1], dtype=np.int32, count=len(chunk) + 1, offset=4 * chunk.offset))
+            variable.append(chunk)
+        else:
+            columns[str(index)] = _fixed(features[name], kind)
+    records["format"], records["schema"], records["floor"] = FORMAT_VERSION, schema_id, floor
+    records["flags"] = HAS_NULLS if with_nulls else 0
+    for low in range(0, order.height, LAYOUT_ROWS):
+        block = records[low : low + LAYOUT_ROWS]
+        for name, column in columns.items():
+            block[name] = column[low : low + LAYOUT_ROWS]
+    heads = _binary(records.view(np.uint8), order.height, records.dtype.itemsize)
+    return pc.binary_join_element_wise(heads, *variable, pa.scalar(b"", pa.binary())) if variable else heads
+
+
+def _slot(kind: FeatureType) -> tuple[Any, ...]:
+    """The numpy field of a feature in the fixed section; a variable feature has its length in bytes there."""
+    if kind.width is None:
+        return ("<u4",)
+    if kind.kind == "list":
+        return (NUMPY_TYPES[kind.item], (kind.length,))
+    return ("V16",) if kind.kind == "decimal" else (NUMPY_TYPES[kind.kind],)
+
+
+def _fixed(column: pl.Series, kind: FeatureType) -> npt.NDArray[Any]:
+    """A column of fixed width as numpy values in the record's type; nulls become zero bytes."""
+    if kind.kind == "decimal":
+        values = column.cast(pl.Decimal(kind.precision, kind.scale)).fill_null(Decimal(0)).to_arrow().cast(pa.decimal128(kind.precision, kind.scale))
+        return np.frombuffer(values.buffers()[1], dtype="V16", count=len(values), offset=16 * values.offset)
+    if kind.kind == "list":
+        zeros = pl.Series([0] * (kind.length or 0), dtype=column.dtype.inner)  # type: ignore[attr-defined]
+        items = column.to_frame("c").select(pl.col("c").fill_null(zeros.implode()))["c"].explode() if column.null_count() else column.explode()
+        return items.to_numpy().astype(NUMPY_TYPES[kind.item], copy=False).reshape(-1, kind.length or 0)
+    if kind.kind in {"date", "timestamp"}:
+        column = column.to_physical()
+    if column.null_count():
+        column = column.fill_null(False if kind.kind == "bool" else 0)  # noqa: FBT003 - a value, not an option
+    return column.to_numpy().astype(NUMPY_TYPES[kind.kind], copy=False)
+
+
+def _variable(column: pl.Series, kind: FeatureType) -> pa.BinaryArray:
+    """A column of variable width as bytes; nulls become empty."""
+    if kind.kind != "list":
+        return column.cast(pl.Binary).fill_null(b"").to_arrow().cast(pa.binary())
+    lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
+    items = column.drop_nulls().list.explode(keep_nulls=False, empty_as_null=False).to_numpy().astype(NUMPY_TYPES[kind.item], copy=False)
+    ends = np.concatenate(([0], np.cumsum(lengths * NUMPY_TYPES[kind.item].itemsize))).astype(np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(column), [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(items))])
+
+
+def _binary(data: npt.NDArray[np.uint8], rows: int, width: int) -> pa.BinaryArray:
+    """*rows* values of *width* bytes over *data*, without copying it."""
+    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def tombstones(keys: Sequence[bytes], at: int) -> EncodedBatch:
+    """Records that say "nothing in snapshot *at*" for each entity key."""
+    header = HEADER.pack(FORMAT_VERSION, TOMBSTONE, 0, 0, 0, at, at)
+    zeros = np.zeros(len(keys), dtype=np.int64)
+    values = pa.array([header] * len(keys), pa.binary())
+    return EncodedBatch(pa.array(keys, pa.binary()), values, zeros, zeros, np.full(len(keys), at, dtype=np.int64), tombstone=True)
+
+
+# --- decoding ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first 36 bytes of a record."""
+
+    flags: int
+    schema_id: int
+    event_us: int
+    created_us: int
+    version: int
+    floor: int
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Header:
+        """Raises OnlineStoreError for bytes that are no record of this format version."""
+        if len(record) < HEADER.size or record[0] != FORMAT_VERSION:
+            found = f"{len(record)} bytes" if len(record) < HEADER.size else f"format version {record[0]}"
+            raise OnlineStoreError(
+                f"could not decode a stored value: found {found}, expected a record of format version {FORMAT_VERSION}. "
+                "Something else writes under this prefix, or a newer release did. Upgrade this reader, or run: materialize rebuild VIEW"
+            )
+        return cls(*HEADER.unpack_from(record)[1:])
+
+    @property
+    def tombstone(self) -> bool:
+        return bool(self.flags & TOMBSTONE)
+
+
+def headers(records: Sequence[bytes]) -> npt.NDArray[Any]:
+    """The headers of *records* as one structured array: flags, schema, event_us, created_us, version, floor."""
+    for record in records:
+        if len(record) < HEADER.size or record[0] != FORMAT_VERSION:
+            Header.unpack(record)  # raises, with what was found
+    return np.frombuffer(b"".join(record[: HEADER.size] for record in records), dtype=HEADER_DTYPE)
+
+
+class Decoder:
+    """Decodes records of one schema to Python values."""
+
+    def __init__(self, features: Mapping[str, FeatureType]) -> None:
+        self.features = dict(features)
+        codes = [f"{kind.width}s" if kind.kind in {"list", "decimal"} else NUMBER_CODES[kind.kind] if kind.width else "I" for kind in features.values()]
+        self.fixed = struct.Struct("<" + "".join(codes))
+        self.bitmap_size = (len(features) + 7) // 8
+
+    def decode(self, record: bytes) -> dict[str, Any]:
+        """The feature values of a live record by name, None for null: int, float, bool, str, bytes, date, datetime, Decimal or list."""
+        start = HEADER.size
+        nulls = 0
+        if record[1] & HAS_NULLS:
+            nulls = int.from_bytes(record[start : start + self.bitmap_size], "little")
+            start += self.bitmap_size
+        slots = self.fixed.unpack_from(record, start)
+        position = start + self.fixed.size
+        values: dict[str, Any] = {}
+        for index, (name, kind) in enumerate(self.features.items()):
+            slot = slots[index]
+            if kind.width is None:
+                slot, position = record[position : position + slot], position + slot
+            values[name] = None if nulls >> index & 1 else _value(slot, kind)
+        return values
+
+
+def _value(slot: Any, kind: FeatureType) -> Any:  # noqa: ANN401 - the type is the feature's
+    if kind.kind == "list":
+        return list(struct.unpack(f"<{len(slot) // FIXED_WIDTHS[kind.item]}{NUMBER_CODES[kind.item]}", slot))
+    convert = CONVERTERS.get(kind.kind)
+    if convert is not None:
+        return convert(slot)
+    return Decimal(int.from_bytes(slot, "little", signed=True)).scaleb(-kind.scale) if kind.kind == "decimal" else slot
+
+
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "string": lambda data: data.decode(),
+    "date": lambda days: UNIX_DATE + timedelta(days=days),
+    "timestamp": from_us,
+}

@@ -1,0 +1,58 @@
+"""Every error that this package raises; each class says who acts on it.
+
+    MaterializeError
+    |- ConfigError          the author of the YAML
+    |- OfflineStoreError    the owner of the Delta table
+    |  `- RebuildNeeded     the operator: the change log cannot be followed, the snapshot can
+    |- OnlineStoreError     the operator of the online store
+    |  `- UnavailableError  nobody yet: a retry may help
+    `- WatermarkError       the operator: another run moved the watermark first
+
+A message reads ``could not <do what>: <subject>: found <x>, expected <y>. <state and next step>.`` and never
+holds a feature value, an entity key or a password. Every error survives pickling, because Airflow moves it between processes.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "MaterializeError",
+    "OfflineStoreError",
+    "OnlineStoreError",
+    "RebuildNeeded",
+    "UnavailableError",
+    "WatermarkError",
+]
+
+
+class MaterializeError(Exception):
+    """The base of every error raised on purpose by this package."""
+
+    #: Whether the same call may succeed later with nobody doing anything.
+    retryable = False
+
+
+class ConfigError(MaterializeError):
+    """The configuration is wrong. Nothing was read or written; fix the file that the message names."""
+
+
+class OfflineStoreError(MaterializeError):
+    """The Delta table cannot be read exactly. Nothing was written by this step; the watermark stays."""
+
+
+class RebuildNeeded(OfflineStoreError):
+    """What changed since the watermark cannot be told from the log; ``materialize rebuild`` reads the whole snapshot."""
+
+
+class OnlineStoreError(MaterializeError):
+    """The online store refused. Any part of the run may be written; the watermark stays, and running again is harmless."""
+
+
+class UnavailableError(OnlineStoreError):
+    """The online store did not answer. Nothing is lost: the watermark stays, and running again is harmless."""
+
+    retryable = True
+
+
+class WatermarkError(MaterializeError):
+    """The watermark is not where this run found it: another run finished first, and what this run wrote is harmless."""

@@ -1,0 +1,94 @@
+"""Many rows per entity in, the newest storable one out. Pure polars, no I/O.
+
+The first of two passes looks at keys and order columns only; the wide columns are read for the winning rows alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from materialize.model import to_us
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from materialize.model import FeatureView, Interval
+
+__all__ = ["newest", "runners_up", "selected", "unexpired", "valid_rows"]
+
+#: Event and created times outside +-2**53 microseconds (the years 1684 to 2255) are not exact in Lua's doubles.
+EXACT_US = 2**53
+#: Bytes of an escaped character of an entity key ("%7C"), and the most that a join key of another type than text takes.
+ESCAPED_WIDTH, OTHER_KEY_WIDTH = 3, 21
+
+
+def valid_rows(rows: pl.DataFrame, view: FeatureView, *, now: datetime, max_key_bytes: int) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Quarantine rows whose key or times cannot be stored.
+
+    *rows*: the join keys, event_us Int64, created_us Int64 and any other columns. Returns: the rows that can, with the same
+    columns, and the number of those that cannot by reason; each counts once, under the first reason that holds for it.
+    """
+    event, created = pl.col("event_us"), pl.col("created_us")
+    strings = [key for key in view.join_keys if rows.schema[key] == pl.String]
+    too_long = _longer_than(rows, view.join_keys, strings, max_key_bytes)
+    checks = {
+        "null join key": pl.any_horizontal(pl.col(key).is_null() for key in view.join_keys),
+        "empty join key": pl.any_horizontal(pl.col(key) == "" for key in strings) if strings else pl.lit(value=False),
+        f"entity key longer than {max_key_bytes:,} bytes": too_long,
+        "null event timestamp": event.is_null(),
+        f"event timestamp more than {view.max_future} in the future": event > to_us(now + view.max_future),
+        "event timestamp before 1684": event < -EXACT_US,
+        "created timestamp outside 1684 to 2255": ~created.is_between(-EXACT_US, EXACT_US),
+    }
+    flags = rows.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
+    if not any(flags.select(pl.all().any()).row(0)):
+        return rows, {}
+    first = pl.coalesce(pl.when(reason).then(pl.lit(reason)) for reason in checks)
+    found = flags.select(first.alias("reason"))["reason"]
+    counted = found.drop_nulls().value_counts()
+    return rows.filter(found.is_null()), dict(zip(counted["reason"], counted["count"], strict=True))
+
+
+def _longer_than(rows: pl.DataFrame, join_keys: Sequence[str], strings: Sequence[str], limit: int) -> pl.Expr:
+    """Whether a row's entity key is over *limit* bytes. Escapes are counted only where they could matter: it is slow."""
+    longest = rows.select(pl.sum_horizontal(pl.col(key).str.len_bytes().max() for key in strings)).item() if strings else 0
+    if ESCAPED_WIDTH * (longest or 0) + OTHER_KEY_WIDTH * len(join_keys) <= limit:
+        return pl.lit(value=False)
+    others = [key for key in join_keys if key not in strings]
+    texts = [pl.col(key).str.len_bytes() + (ESCAPED_WIDTH - 1) * pl.col(key).str.count_matches(r"[%|{}]") for key in strings]
+    texts += [pl.col(key).cast(pl.String).str.len_bytes() for key in others]
+    return pl.sum_horizontal(texts) + len(join_keys) - 1 > limit
+
+
+def selected(rows: pl.DataFrame, join_keys: Sequence[str], *, interval: Interval | None, shard: int, shards: int) -> pl.DataFrame:
+    """The rows of one piece of work: event time in *interval* (a row without one is in none), entity in one of *shards* parts.
+
+    The hash is the same in every process with this polars version.
+    """
+    if interval is not None:
+        rows = rows.filter((pl.col("event_us") >= to_us(interval.start)) & (pl.col("event_us") < to_us(interval.end)))
+    if shards > 1:
+        rows = rows.filter(rows.select(join_keys).hash_rows(seed=0) % shards == shard)
+    return rows
+
+
+def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
+    """The latest row of each entity by (event_us, created_us, version, position): a total order, so the same row every time.
+
+    Returns: one row per entity, the columns of *rows*, ascending by position.
+    """
+    ranked = rows.sort("event_us", "created_us", "version", "position")
+    return ranked.unique(join_keys, keep="last").sort("position")
+
+
+def runners_up(rows: pl.DataFrame, rejected: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
+    """What is left of the entities of *rejected* (a part of *rows*) without the rejected rows themselves."""
+    return rows.join(rejected, on=join_keys, how="semi").join(rejected, on="position", how="anti")
+
+
+def unexpired(rows: pl.DataFrame, view: FeatureView, now: datetime) -> pl.DataFrame:
+    """The rows that the view's ttl still lets readers see at *now*."""
+    return rows if view.ttl_us is None else rows.filter(pl.col("event_us") + view.ttl_us > to_us(now))

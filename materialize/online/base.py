@@ -1,0 +1,114 @@
+"""What every online store promises: guarded writes, reads, and small compare-and-set cells for positions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+    from typing_extensions import Self
+
+    from materialize.model import Retention
+
+    Outcomes = npt.NDArray[np.uint8]
+
+__all__ = ["EncodedBatch", "OnlineStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Records of one view, ready to be stored; no entity twice.
+
+    ``keys``: pa.binary, entity keys without prefix. ``values``: pa.binary, whole records (docs/format.md), each with
+    its order fields in the header. ``event_us``, ``created_us``, ``version``: int64, shape (n,), the same order fields.
+    ``tombstone``: the records of this batch are all tombstones (event_us is then 0 and means nothing).
+    """
+
+    keys: pa.BinaryArray
+    values: pa.BinaryArray
+    event_us: npt.NDArray[np.int64]
+    created_us: npt.NDArray[np.int64]
+    version: npt.NDArray[np.int64]
+    tombstone: bool = False
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return int(self.keys.nbytes + self.values.nbytes)
+
+
+class OnlineStore(ABC):
+    """A serving store. Safe to use from several threads; opening one does not touch the network.
+
+    Every method raises `UnavailableError` when the store does not answer and `OnlineStoreError` when it refuses.
+    """
+
+    #: The URL with credentials masked, for messages.
+    location: str
+    #: How many merge or replace calls at once make writing faster.
+    parallel_writes: int = 1
+    #: Rows with a longer entity key or record are quarantined before sending.
+    max_key_bytes: int = 2048
+    max_value_bytes: int = 2**20
+
+    @abstractmethod
+    def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:
+        """Store each row unless the store holds a newer one for its entity (`materialize.order.merge`, atomic per entity).
+
+        Returns: uint8, shape (n,), one of WRITTEN, STALE, UNCHANGED per row of *batch*, in its order. If it raises, any
+        subset may be stored; writing the same batch again is harmless. The order of two calls does not matter.
+        """
+
+    @abstractmethod
+    def replace(self, view: str, batch: EncodedBatch, *, at: int, retention: Retention) -> Outcomes:
+        """Store each row as its entity's full state in snapshot *at* (`materialize.order.replace`, atomic per entity).
+
+        The records in *batch* carry *at* as version and floor. Returns and raises as `merge` does.
+        """
+
+    @abstractmethod
+    def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The stored record of each entity key, tombstones and expired records included; None for an absent key."""
+
+    @abstractmethod
+    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Every entity key of *view* with its record, tombstones included, in batches of some thousands, in no order.
+
+        A key that is in the store during the whole scan is returned at least once; other keys may be or not.
+        """
+
+    @abstractmethod
+    def read_cell(self, view: str, name: str) -> bytes | None:
+        """The content of the cell *name* of *view*, None when it was never written."""
+
+    @abstractmethod
+    def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
+        """Write *new* to the cell if it holds *expected* (None: nothing), atomically; whether it was written."""
+
+    @abstractmethod
+    def purge(self, view: str, now_us: int) -> None:
+        """Remove records of *view* whose retention ended before *now_us*. Does nothing where the store does it by itself."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str]:
+        """Reach the store and say what it is (kind, version, memory, policy ...), for ``materialize doctor``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back connections and files. Calling it twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

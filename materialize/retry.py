@@ -1,0 +1,37 @@
+"""Run a call again while the online store is not available, for a bounded number of attempts."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+import tenacity
+
+from materialize.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ATTEMPTS", "with_retry"]
+
+Result = TypeVar("Result")
+
+#: Attempts in one process; what takes longer is left to the scheduler's own retries.
+ATTEMPTS = 4
+#: Seconds before the second attempt; doubles, with full jitter, up to the maximum.
+FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
+
+
+def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
+    """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(UnavailableError),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        sleep=sleep,
+        reraise=True,
+    )
+    try:
+        return retrying(call)
+    except UnavailableError as error:
+        raise UnavailableError(f"{error}, attempt {ATTEMPTS} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers.") from None

@@ -1,0 +1,62 @@
+"""Batches in, counted outcomes out: writes run in the background, so that encoding and sending overlap."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from materialize.retry import with_retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
+
+__all__ = ["Writer"]
+
+#: STALE, WRITTEN, UNCHANGED (materialize.order).
+OUTCOMES = 3
+
+
+class Writer:
+    """Writes batches with as many calls at once as the store profits from, and never holds more than one batch beyond these.
+
+    After the with block every submitted batch is in the store and counted in ``outcomes`` (int64, by outcome code) and
+    ``nbytes``; if it raises, any subset may be.
+    """
+
+    def __init__(self, store: OnlineStore, write: Callable[[EncodedBatch], Outcomes], progress: Callable[[int], None]) -> None:
+        self.pool = ThreadPoolExecutor(store.parallel_writes, thread_name_prefix="materialize-write")
+        self.write, self.progress = write, progress
+        self.limit = store.parallel_writes + 1
+        self.pending: deque[tuple[int, Future[Outcomes]]] = deque()
+        self.outcomes = np.zeros(OUTCOMES, dtype=np.int64)
+        self.nbytes = 0
+
+    def submit(self, batch: EncodedBatch) -> None:
+        """Hand over *batch*; waits while the store is behind. Raises what an earlier batch met."""
+        while len(self.pending) >= self.limit:
+            self._collect()
+        self.pending.append((batch.nbytes, self.pool.submit(with_retry, partial(self.write, batch))))
+
+    def _collect(self) -> None:
+        nbytes, future = self.pending.popleft()
+        outcomes = future.result()
+        self.outcomes += np.bincount(outcomes, minlength=OUTCOMES)
+        self.nbytes += nbytes
+        self.progress(len(outcomes))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            while self.pending and error is None:
+                self._collect()
+        finally:
+            self.pool.shutdown(wait=True, cancel_futures=True)
