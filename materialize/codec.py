@@ -29,12 +29,31 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView
 
-__all__ = ["FORMAT_VERSION", "Decoder", "Header", "encode", "entity_keys", "format_key", "headers", "parse_key", "tombstones", "unstorable_rows"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Decoder",
+    "Header",
+    "encode",
+    "entity_keys",
+    "format_key",
+    "headers",
+    "parse_key",
+    "tombstones",
+    "unstorable_rows",
+]
 
 FORMAT_VERSION = 1
 TOMBSTONE, HAS_NULLS = 1, 2
 HEADER = struct.Struct("<BBHqqqq")
-HEADER_DTYPE = [("format", "u1"), ("flags", "u1"), ("schema", "<u2"), ("event_us", "<i8"), ("created_us", "<i8"), ("version", "<i8"), ("floor", "<i8")]
+HEADER_DTYPE = [
+    ("format", "u1"),
+    ("flags", "u1"),
+    ("schema", "<u2"),
+    ("event_us", "<i8"),
+    ("created_us", "<i8"),
+    ("version", "<i8"),
+    ("floor", "<i8"),
+]
 #: Rows laid out at once: 2,048 records of 50 features stay in the processor's second-level cache.
 LAYOUT_ROWS = 2_048
 #: Characters of a join key's text that an entity key escapes; "%" first.
@@ -56,7 +75,11 @@ NUMBER_CODES = {
     "timestamp": "q",
 }
 NUMPY_TYPES = {kind: np.dtype(code).newbyteorder("<") for kind, code in NUMBER_CODES.items()}
-INTEGER_TYPES = {f"{sign}int{bits}": getattr(pl, f"{'UI' if sign else 'I'}nt{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)}
+INTEGER_TYPES = {
+    f"{sign}int{bits}": getattr(pl, f"{'UI' if sign else 'I'}nt{bits}")
+    for sign in ("", "u")
+    for bits in (8, 16, 32, 64)
+}
 
 
 # --- entity keys -------------------------------------------------------------------------------------------------------
@@ -88,7 +111,9 @@ def parse_key(text: str, join_keys: Sequence[str]) -> bytes:
     """
     parts = text.split("|")
     if len(parts) != len(join_keys):
-        raise ValueError(f"expected {len(join_keys)} part(s) for the join keys {', '.join(join_keys)}, separated by '|' ('|' in a value is written %7C), found {len(parts)}")
+        raise ValueError(
+            f"expected {len(join_keys)} part(s) for the join keys {', '.join(join_keys)}, separated by '|' ('|' in a value is written %7C), found {len(parts)}"
+        )
     return "|".join(_escaped(_unescaped(part)) for part in parts).encode()
 
 
@@ -107,8 +132,13 @@ def _unescaped(text: str) -> str:
 # --- encoding ----------------------------------------------------------------------------------------------------------
 
 
-def unstorable_rows(features: pl.DataFrame, view: FeatureView, *, max_value_bytes: int) -> dict[str, pl.Series]:
-    """Which rows hold a value that no record of the view can. Returns: reason -> Boolean per row, only reasons that hold."""
+def unstorable_rows(
+    features: pl.DataFrame, view: FeatureView, *, max_value_bytes: int
+) -> tuple[pl.Series | None, dict[str, int]]:
+    """Which rows hold a value that no record of the view can.
+
+    Returns: Boolean per row, None when all rows are storable; and the number of rows by reason, each under its first.
+    """
     checks: dict[str, pl.Expr] = {}
     size = pl.lit(HEADER.size + (len(view.features) + 7) // 8 + sum(kind.width or 4 for kind in view.features.values()))
     for name, kind in view.features.items():
@@ -123,10 +153,14 @@ def unstorable_rows(features: pl.DataFrame, view: FeatureView, *, max_value_byte
             size = size + _variable_bytes(column, kind).fill_null(0)
     if any(kind.width is None for kind in view.features.values()):
         checks[f"record longer than {max_value_bytes:,} bytes"] = size > max_value_bytes
-    if not checks:
-        return {}
     flags = features.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
-    return {flag.name: flag for flag in flags if flag.any()}
+    found = [flag for flag in flags if flag.any()]
+    if not found:
+        return None, {}
+    first = pl.coalesce(pl.when(flag).then(pl.lit(flag.name)) for flag in found)
+    reason = pl.DataFrame(found).select(first.alias("reason"))["reason"]
+    counted = reason.drop_nulls().value_counts()
+    return reason.is_not_null(), dict(zip(counted["reason"], counted["count"], strict=True))
 
 
 def _item_checks(name: str, kind: FeatureType, dtype: pl.DataType) -> dict[str, pl.Expr]:
@@ -148,7 +182,15 @@ def _variable_bytes(column: pl.Expr, kind: FeatureType) -> pl.Expr:
     return (column.str.len_bytes() if kind.kind == "string" else column.bin.size()).cast(pl.Int64)
 
 
-def encode(keys: pl.Series, order: pl.DataFrame, features: pl.DataFrame, view: FeatureView, *, schema_id: int, floor: int = NO_FLOOR) -> EncodedBatch:
+def encode(
+    keys: pl.Series,
+    order: pl.DataFrame,
+    features: pl.DataFrame,
+    view: FeatureView,
+    *,
+    schema_id: int,
+    floor: int = NO_FLOOR,
+) -> EncodedBatch:
     """Encode rows as records.
 
     *keys*: entity keys, Binary. *order*: event_us, created_us, version Int64. *features*: the view's features in order, in
@@ -161,22 +203,30 @@ def encode(keys: pl.Series, order: pl.DataFrame, features: pl.DataFrame, view: F
     full, holed = (~nulls).arg_true(), nulls.arg_true()
     rows = pl.concat([full, holed])
     parts = [
-        _records(order[part], features[part], view, schema_id, floor, with_nulls=with_nulls) for part, with_nulls in ((full, False), (holed, True)) if len(part)
+        _records(order[part], features[part], view, schema_id, floor, with_nulls=with_nulls)
+        for part, with_nulls in ((full, False), (holed, True))
+        if len(part)
     ]
     return _batch(keys[rows], order[rows], pa.concat_arrays(parts))
 
 
 def _batch(keys: pl.Series, order: pl.DataFrame, values: pa.BinaryArray) -> EncodedBatch:
     event, created, version = (order[name].to_numpy() for name in ("event_us", "created_us", "version"))
-    return EncodedBatch(keys=keys.to_arrow().cast(pa.binary()), values=values, event_us=event, created_us=created, version=version)
+    return EncodedBatch(
+        keys=keys.to_arrow().cast(pa.binary()), values=values, event_us=event, created_us=created, version=version
+    )
 
 
-def _records(order: pl.DataFrame, features: pl.DataFrame, view: FeatureView, schema_id: int, floor: int, *, with_nulls: bool) -> pa.BinaryArray:
+def _records(
+    order: pl.DataFrame, features: pl.DataFrame, view: FeatureView, schema_id: int, floor: int, *, with_nulls: bool
+) -> pa.BinaryArray:
     """Records of one shape. The data buffer is laid out in place, column by column, a few thousand rows at a time."""
     bitmap = [("bitmap", "u1", ((len(view.features) + 7) // 8,))] if with_nulls else []
     fixed = [(str(index), *_slot(kind)) for index, kind in enumerate(view.features.values())]
     records: npt.NDArray[Any] = np.zeros(order.height, dtype=np.dtype([*HEADER_DTYPE, *bitmap, *fixed]))
-    columns: dict[str, npt.NDArray[Any]] = {name: order[name].to_numpy() for name in ("event_us", "created_us", "version")}
+    columns: dict[str, npt.NDArray[Any]] = {
+        name: order[name].to_numpy() for name in ("event_us", "created_us", "version")
+    }
     if with_nulls:
         flags = features.select(pl.all().is_null()).to_numpy()
         columns["bitmap"] = np.packbits(flags, axis=1, bitorder="little")
@@ -184,7 +234,9 @@ def _records(order: pl.DataFrame, features: pl.DataFrame, view: FeatureView, sch
     for index, (name, kind) in enumerate(view.features.items()):
         if kind.width is None:
             chunk = _variable(features[name], kind)
-            columns[str(index)] = np.diff(np.frombuffer(chunk.buffers()[1], dtype=np.int32, count=len(chunk) + 1, offset=4 * chunk.offset))
+            columns[str(index)] = np.diff(
+                np.frombuffer(chunk.buffers()[1], dtype=np.int32, count=len(chunk) + 1, offset=4 * chunk.offset)
+            )
             variable.append(chunk)
         else:
             columns[str(index)] = _fixed(features[name], kind)
@@ -210,16 +262,25 @@ def _slot(kind: FeatureType) -> tuple[Any, ...]:
 def _fixed(column: pl.Series, kind: FeatureType) -> npt.NDArray[Any]:
     """A column of fixed width as numpy values in the record's type; nulls become zero bytes."""
     if kind.kind == "decimal":
-        values = column.cast(pl.Decimal(kind.precision, kind.scale)).fill_null(Decimal(0)).to_arrow().cast(pa.decimal128(kind.precision, kind.scale))
+        values = (
+            column.cast(pl.Decimal(kind.precision, kind.scale))
+            .fill_null(Decimal(0))
+            .to_arrow()
+            .cast(pa.decimal128(kind.precision, kind.scale))
+        )
         return np.frombuffer(values.buffers()[1], dtype="V16", count=len(values), offset=16 * values.offset)
     if kind.kind == "list":
         zeros = pl.Series([0] * (kind.length or 0), dtype=column.dtype.inner)  # type: ignore[attr-defined]
-        items = column.to_frame("c").select(pl.col("c").fill_null(zeros.implode()))["c"].explode() if column.null_count() else column.explode()
+        items = (
+            column.to_frame("c").select(pl.col("c").fill_null(zeros.implode()))["c"].explode()
+            if column.null_count()
+            else column.explode()
+        )
         return items.to_numpy().astype(NUMPY_TYPES[kind.item], copy=False).reshape(-1, kind.length or 0)
     if kind.kind in {"date", "timestamp"}:
         column = column.to_physical()
     if column.null_count():
-        column = column.fill_null(False if kind.kind == "bool" else 0)  # noqa: FBT003 - a value, not an option
+        column = column.fill_null(False if kind.kind == "bool" else 0)
     return column.to_numpy().astype(NUMPY_TYPES[kind.kind], copy=False)
 
 
@@ -228,9 +289,16 @@ def _variable(column: pl.Series, kind: FeatureType) -> pa.BinaryArray:
     if kind.kind != "list":
         return column.cast(pl.Binary).fill_null(b"").to_arrow().cast(pa.binary())
     lengths = column.list.len().fill_null(0).to_numpy().astype(np.int64)
-    items = column.drop_nulls().list.explode(keep_nulls=False, empty_as_null=False).to_numpy().astype(NUMPY_TYPES[kind.item], copy=False)
+    items = (
+        column.drop_nulls()
+        .list.explode(keep_nulls=False, empty_as_null=False)
+        .to_numpy()
+        .astype(NUMPY_TYPES[kind.item], copy=False)
+    )
     ends = np.concatenate(([0], np.cumsum(lengths * NUMPY_TYPES[kind.item].itemsize))).astype(np.int32)
-    return pa.BinaryArray.from_buffers(pa.binary(), len(column), [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(items))])
+    return pa.BinaryArray.from_buffers(
+        pa.binary(), len(column), [None, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(items))]
+    )
 
 
 def _binary(data: npt.NDArray[np.uint8], rows: int, width: int) -> pa.BinaryArray:
@@ -244,7 +312,9 @@ def tombstones(keys: Sequence[bytes], at: int) -> EncodedBatch:
     header = HEADER.pack(FORMAT_VERSION, TOMBSTONE, 0, 0, 0, at, at)
     zeros = np.zeros(len(keys), dtype=np.int64)
     values = pa.array([header] * len(keys), pa.binary())
-    return EncodedBatch(pa.array(keys, pa.binary()), values, zeros, zeros, np.full(len(keys), at, dtype=np.int64), tombstone=True)
+    return EncodedBatch(
+        pa.array(keys, pa.binary()), values, zeros, zeros, np.full(len(keys), at, dtype=np.int64), tombstone=True
+    )
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------------
@@ -290,7 +360,10 @@ class Decoder:
 
     def __init__(self, features: Mapping[str, FeatureType]) -> None:
         self.features = dict(features)
-        codes = [f"{kind.width}s" if kind.kind in {"list", "decimal"} else NUMBER_CODES[kind.kind] if kind.width else "I" for kind in features.values()]
+        codes = [
+            f"{kind.width}s" if kind.kind in {"list", "decimal"} else NUMBER_CODES[kind.kind] if kind.width else "I"
+            for kind in features.values()
+        ]
         self.fixed = struct.Struct("<" + "".join(codes))
         self.bitmap_size = (len(features) + 7) // 8
 
@@ -301,7 +374,7 @@ class Decoder:
         if record[1] & HAS_NULLS:
             nulls = int.from_bytes(record[start : start + self.bitmap_size], "little")
             start += self.bitmap_size
-        slots = self.fixed.unpack_from(record, start)
+        slots: tuple[Any, ...] = self.fixed.unpack_from(record, start)
         position = start + self.fixed.size
         values: dict[str, Any] = {}
         for index, (name, kind) in enumerate(self.features.items()):
@@ -312,7 +385,7 @@ class Decoder:
         return values
 
 
-def _value(slot: Any, kind: FeatureType) -> Any:  # noqa: ANN401 - the type is the feature's
+def _value(slot: Any, kind: FeatureType) -> Any:
     if kind.kind == "list":
         return list(struct.unpack(f"<{len(slot) // FIXED_WIDTHS[kind.item]}{NUMBER_CODES[kind.item]}", slot))
     convert = CONVERTERS.get(kind.kind)

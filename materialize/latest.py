@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from materialize.model import to_us
+from materialize.order import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,20 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Interval
 
-__all__ = ["newest", "runners_up", "selected", "unexpired", "valid_rows"]
+__all__ = [
+    "ENGINE",
+    "greatest_event_us",
+    "newest",
+    "newest_of",
+    "runners_up",
+    "selected",
+    "stamped",
+    "unexpired",
+    "valid_rows",
+]
+
+#: Pieces are cut by polars' hash of the join keys, which may differ between versions.
+ENGINE = f"polars {pl.__version__}"
 
 #: Event and created times outside +-2**53 microseconds (the years 1684 to 2255) are not exact in Lua's doubles.
 EXACT_US = 2**53
@@ -25,7 +39,9 @@ EXACT_US = 2**53
 ESCAPED_WIDTH, OTHER_KEY_WIDTH = 3, 21
 
 
-def valid_rows(rows: pl.DataFrame, view: FeatureView, *, now: datetime, max_key_bytes: int) -> tuple[pl.DataFrame, dict[str, int]]:
+def valid_rows(
+    rows: pl.DataFrame, view: FeatureView, *, now: datetime, max_key_bytes: int
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """Quarantine rows whose key or times cannot be stored.
 
     *rows*: the join keys, event_us Int64, created_us Int64 and any other columns. Returns: the rows that can, with the same
@@ -54,16 +70,22 @@ def valid_rows(rows: pl.DataFrame, view: FeatureView, *, now: datetime, max_key_
 
 def _longer_than(rows: pl.DataFrame, join_keys: Sequence[str], strings: Sequence[str], limit: int) -> pl.Expr:
     """Whether a row's entity key is over *limit* bytes. Escapes are counted only where they could matter: it is slow."""
-    longest = rows.select(pl.sum_horizontal(pl.col(key).str.len_bytes().max() for key in strings)).item() if strings else 0
+    longest = (
+        rows.select(pl.sum_horizontal(pl.col(key).str.len_bytes().max() for key in strings)).item() if strings else 0
+    )
     if ESCAPED_WIDTH * (longest or 0) + OTHER_KEY_WIDTH * len(join_keys) <= limit:
         return pl.lit(value=False)
     others = [key for key in join_keys if key not in strings]
-    texts = [pl.col(key).str.len_bytes() + (ESCAPED_WIDTH - 1) * pl.col(key).str.count_matches(r"[%|{}]") for key in strings]
+    texts = [
+        pl.col(key).str.len_bytes() + (ESCAPED_WIDTH - 1) * pl.col(key).str.count_matches(r"[%|{}]") for key in strings
+    ]
     texts += [pl.col(key).cast(pl.String).str.len_bytes() for key in others]
     return pl.sum_horizontal(texts) + len(join_keys) - 1 > limit
 
 
-def selected(rows: pl.DataFrame, join_keys: Sequence[str], *, interval: Interval | None, shard: int, shards: int) -> pl.DataFrame:
+def selected(
+    rows: pl.DataFrame, join_keys: Sequence[str], *, interval: Interval | None, shard: int, shards: int
+) -> pl.DataFrame:
     """The rows of one piece of work: event time in *interval* (a row without one is in none), entity in one of *shards* parts.
 
     The hash is the same in every process with this polars version.
@@ -84,9 +106,27 @@ def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
     return ranked.unique(join_keys, keep="last").sort("position")
 
 
-def runners_up(rows: pl.DataFrame, rejected: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
-    """What is left of the entities of *rejected* (a part of *rows*) without the rejected rows themselves."""
-    return rows.join(rejected, on=join_keys, how="semi").join(rejected, on="position", how="anti")
+def newest_of(parts: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
+    """`newest` over all rows of *parts*."""
+    return newest(pl.concat(parts), join_keys)
+
+
+def runners_up(rows: pl.DataFrame, rejected: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
+    """What is left of the entities of *rejected* (parts of *rows*) without the rejected rows. Returns: as *rows*, ascending by position."""
+    refused = pl.concat(rejected)
+    return rows.join(refused, on=join_keys, how="semi").join(refused, on="position", how="anti").sort("position")
+
+
+def stamped(rows: pl.DataFrame, generation: int, *, at: int | None) -> pl.DataFrame:
+    """*rows* with the version that a record carries: *at*, or the row's own commit in *generation*."""
+    version = pl.col("version") + stamp(generation, 0) if at is None else pl.lit(at, pl.Int64)
+    return rows.with_columns(version=version)
+
+
+def greatest_event_us(rows: pl.DataFrame) -> int | None:
+    """The greatest event time of *rows* in microseconds, None without rows."""
+    greatest: int | None = rows.select(pl.col("event_us").max()).item()
+    return greatest
 
 
 def unexpired(rows: pl.DataFrame, view: FeatureView, now: datetime) -> pl.DataFrame:

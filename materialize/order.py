@@ -9,7 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace as altered
 from typing import Any
 
-__all__ = ["GENERATION", "NO_CREATED", "NO_FLOOR", "STALE", "UNCHANGED", "WRITTEN", "Record", "merge", "replace", "stamp"]
+__all__ = [
+    "GENERATION",
+    "NO_CREATED",
+    "NO_FLOOR",
+    "STALE",
+    "UNCHANGED",
+    "WRITTEN",
+    "Record",
+    "merge",
+    "replace",
+    "stamp",
+]
 
 #: Outcomes of one row, as stores report them.
 STALE, WRITTEN, UNCHANGED = 0, 1, 2

@@ -70,7 +70,17 @@ class Plan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
         interval = values["interval"]
-        return cls(**{**values, "interval": None if interval is None else Interval(*(datetime.fromisoformat(end) for end in interval))})
+        return cls(
+            **{
+                **values,
+                "interval": None if interval is None else Interval(*(datetime.fromisoformat(end) for end in interval)),
+            }
+        )
+
+    @property
+    def merges_commits(self) -> bool:
+        """Whether the run reads what commits added; else it reads the live files of a snapshot."""
+        return self.mode == "incremental" and not self.snapshot
 
     @property
     def piece_labels(self) -> tuple[str, ...]:
@@ -90,7 +100,9 @@ def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, tabl
         return Path(snapshot=True, generation=generation, reason="first run: the view has no watermark in this store")
     if watermark.version is None:
         new = watermark.table_id != table_id or watermark.schema != view.schema_text
-        return Path(snapshot=True, generation=generation + new, reason=f"the snapshot run {watermark.run_id} did not finish")
+        return Path(
+            snapshot=True, generation=generation + new, reason=f"the snapshot run {watermark.run_id} did not finish"
+        )
     if watermark.schema != view.schema_text:
         raise RebuildNeeded(
             f"feature view {view.name!r}: could not continue from the watermark: its features or their types changed since version {watermark.version}. "

@@ -34,4 +34,6 @@ def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = t
     try:
         return retrying(call)
     except UnavailableError as error:
-        raise UnavailableError(f"{error}, attempt {ATTEMPTS} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers.") from None
+        raise UnavailableError(
+            f"{error}, attempt {ATTEMPTS} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers."
+        ) from None

@@ -36,7 +36,9 @@ class FeatureReader:
         self.view, self.store = view, store
         self.decoders: dict[int, Decoder] = {}
 
-    def lookup(self, keys: Sequence[bytes], *, now: datetime, features: Sequence[str] | None = None) -> list[FeatureVector]:
+    def lookup(
+        self, keys: Sequence[bytes], *, now: datetime, features: Sequence[str] | None = None
+    ) -> list[FeatureVector]:
         """The feature vector of each entity key, in order.
 
         *features*: names out of the view's, all by default. An entity that was never loaded or was deleted is ``missing``; one
@@ -45,7 +47,9 @@ class FeatureReader:
         """
         names = list(self.view.features) if features is None else list(features)
         if unknown := [name for name in names if name not in self.view.features]:
-            raise ValueError(f"feature view {self.view.name!r}: found {', '.join(map(repr, unknown))}, expected features out of {', '.join(self.view.features)}")
+            raise ValueError(
+                f"feature view {self.view.name!r}: found {', '.join(map(repr, unknown))}, expected features out of {', '.join(self.view.features)}"
+            )
         return [self._vector(record, names, to_us(now)) for record in self.store.read(self.view.name, keys)]
 
     def _vector(self, record: bytes | None, names: Sequence[str], now_us: int) -> FeatureVector:
@@ -62,7 +66,9 @@ class FeatureReader:
 
     def _decoder(self, schema_id: int) -> Decoder:
         if schema_id not in self.decoders:
-            self.decoders = {known: Decoder(features) for known, features in watermark.schemas(self.store, self.view.name).items()}
+            self.decoders = {
+                known: Decoder(features) for known, features in watermark.schemas(self.store, self.view.name).items()
+            }
         if schema_id not in self.decoders:
             raise OnlineStoreError(
                 f"feature view {self.view.name!r}: could not decode a record in {self.store.location}: found the schema id {schema_id}, "

@@ -45,7 +45,11 @@ def move(store: OnlineStore, view: str, expected: str | None, new: Watermark) ->
     if store.compare_and_set_cell(view, WATERMARK, None if expected is None else expected.encode(), text.encode()):
         return text
     found = read(store, view)
-    if found is not None and (found.run_id, found.generation, found.version) == (new.run_id, new.generation, new.version):
+    if found is not None and (found.run_id, found.generation, found.version) == (
+        new.run_id,
+        new.generation,
+        new.version,
+    ):
         return found.to_json()
     raise WatermarkError(
         f"feature view {view!r}: could not move the watermark in {store.location}: it is at {_told(found)}, "

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from typing_extensions import Self
+
     from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
 
 __all__ = ["Writer"]
@@ -30,7 +32,9 @@ class Writer:
     ``nbytes``; if it raises, any subset may be.
     """
 
-    def __init__(self, store: OnlineStore, write: Callable[[EncodedBatch], Outcomes], progress: Callable[[int], None]) -> None:
+    def __init__(
+        self, store: OnlineStore, write: Callable[[EncodedBatch], Outcomes], progress: Callable[[int], None]
+    ) -> None:
         self.pool = ThreadPoolExecutor(store.parallel_writes, thread_name_prefix="materialize-write")
         self.write, self.progress = write, progress
         self.limit = store.parallel_writes + 1
@@ -51,10 +55,12 @@ class Writer:
         self.nbytes += nbytes
         self.progress(len(outcomes))
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             while self.pending and error is None:
                 self._collect()

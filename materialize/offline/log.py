@@ -32,7 +32,7 @@ READERS = 16
 OLDEST = -1
 
 
-class CommitGone(Exception):  # noqa: N818 - a fact that the caller turns into RebuildNeeded with the view's name
+class CommitGone(Exception):
     """A commit file that is needed is not in the log any more."""
 
     def __init__(self, version: int, oldest: int | None) -> None:
@@ -85,7 +85,7 @@ class LogReader:
     """Reads the commit files of one table through its object store, with the table's own credentials."""
 
     def __init__(self, delta: DeltaTable) -> None:
-        self.files = pafs.PyFileSystem(DeltaStorageHandler.from_table(delta._table))  # noqa: SLF001 - no public way to reuse the table's store
+        self.files = pafs.PyFileSystem(DeltaStorageHandler.from_table(delta._table))  # noqa: SLF001 - no public way to the table's own store
         self.root = delta.table_uri
 
     def uri(self, path: str) -> str:
@@ -118,6 +118,16 @@ class LogReader:
             oldest = next(iter(self.versions()), None)
             raise CommitGone(version, oldest) from None
 
+    def missing(self, paths: list[str]) -> set[str]:
+        """The addresses of those of *paths* (as in the log) that are no files any more."""
+        absent = {path for path in paths if "://" not in path and not path.startswith("/")}
+        if absent:
+            found = self.files.get_file_info([unquote(path) for path in sorted(absent)])
+            absent -= {
+                path for path, info in zip(sorted(absent), found, strict=True) if info.type == pafs.FileType.File
+            }
+        return {self.uri(path) for path in absent}
+
     def file_versions(self, last: int) -> Callable[[str], int]:
         """Which commit brought the rows of a file (path as in the log), as far as the log still tells.
 
@@ -131,7 +141,7 @@ class LogReader:
         return lambda path: brought.get(path, OLDEST)
 
 
-def partition_value(text: str | None, kind: str) -> Any:  # noqa: ANN401 - the type is the partition column's
+def partition_value(text: str | None, kind: str) -> Any:
     """A partition value of the log as a Python value; the empty string means NULL (PROTOCOL.md, partition value serialization)."""
     if text is None or text == "":
         return None

@@ -54,7 +54,7 @@ def _fields(schema: Schema) -> list[dict[str, Any]]:
     return fields
 
 
-def _type_text(kind: Any) -> str:  # noqa: ANN401 - JSON: a name, or an object for a nested type
+def _type_text(kind: Any) -> str:
     if isinstance(kind, str):
         return kind
     if kind["type"] == "array":

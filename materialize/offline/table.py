@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Interval, Watermark
 
-__all__ = ["OfflineTable", "RowCounts", "open_table"]
+__all__ = ["OfflineTable", "RowCounts", "open_table", "planned_files"]
 
 #: Physical rows per file: int64, shape (files,).
 RowCounts = npt.NDArray[np.int64]
@@ -60,10 +60,24 @@ def open_table(view: FeatureView, version: int | None = None) -> OfflineTable:
         )
     if problems := check_columns(view, table.columns):
         raise OfflineStoreError(
-            "\n  ".join([f"{table.subject}: {len(problems)} problem{'s' * (len(problems) > 1)} at version {table.version}", *problems])
+            "\n  ".join(
+                [
+                    f"{table.subject}: {len(problems)} problem{'s' * (len(problems) > 1)} at version {table.version}",
+                    *problems,
+                ]
+            )
             + "\nNothing was read. Change the table or the feature view's YAML."
         )
     return table
+
+
+def planned_files(
+    table: OfflineTable, *, whole: bool, interval: Interval | None, watermark: Watermark | None
+) -> list[DataFile]:
+    """The files that a run reads, in an order that every piece of the run sees alike: live ones, or those added since *watermark*."""
+    if whole or watermark is None:
+        return table.snapshot_files(interval)
+    return table.added_files(watermark)
 
 
 @contextmanager
@@ -79,7 +93,9 @@ def _reading(view: FeatureView) -> Iterator[None]:
         ) from None
     except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
         first_line = str(error).strip().partition("\n")[0]
-        raise OfflineStoreError(f"{subject}: {type(error).__name__}: {first_line}. Nothing was written by this step; the watermark stays.") from error
+        raise OfflineStoreError(
+            f"{subject}: {type(error).__name__}: {first_line}. Nothing was written by this step; the watermark stays."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,17 +151,22 @@ class OfflineTable:
         after = watermark.version
         assert after is not None  # noqa: S101 - the planner asks only for finished watermarks
         if watermark.table_id != self.table_id:
-            raise self._rebuild(f"the table was dropped and created again (id {watermark.table_id}, now {self.table_id})", after)
+            raise self._rebuild(
+                f"the table was dropped and created again (id {watermark.table_id}, now {self.table_id})", after
+            )
         if self.version < after:
             raise self._rebuild(f"the table's head is version {self.version}, behind the watermark", after)
         try:
             with _reading(self.view):
                 log = LogReader(self.delta)
                 commits = log.commits(after + 1, self.version)
+                vacuumed = log.missing([remove["path"] for commit in commits for remove in commit.removes])
         except CommitGone as gone:
             oldest = "no commit file is left" if gone.oldest is None else f"the oldest is {gone.oldest}"
             raise self._rebuild(f"commit {gone.version} is gone from the log ({oldest})", after) from None
         brought = {file.uri: file for commit in commits for file in self._brought(log, commit, after)}
+        if lost := vacuumed & brought.keys():
+            raise self._rebuild(f"{len(lost)} data files were added, compacted and vacuumed since", after)
         return list(brought.values())
 
     def _brought(self, log: LogReader, commit: Commit, after: int) -> list[DataFile]:
@@ -159,9 +180,15 @@ class OfflineTable:
     def _added_file(self, log: LogReader, add: dict[str, Any], commit: Commit, after: int) -> DataFile:
         if add.get("deletionVector"):
             raise self._rebuild(f"commit {commit.version} added a file with a deletion vector", after)
-        values = {name: partition_value(text, self.columns[name]) for name, text in add["partitionValues"].items() if name in self.columns}
+        values = {
+            name: partition_value(text, self.columns[name])
+            for name, text in add["partitionValues"].items()
+            if name in self.columns
+        }
         rows = json.loads(add.get("stats") or "{}").get("numRecords")
-        return DataFile(uri=log.uri(add["path"]), version=commit.version, size=add["size"], rows=rows, partition_values=values)
+        return DataFile(
+            uri=log.uri(add["path"]), version=commit.version, size=add["size"], rows=rows, partition_values=values
+        )
 
     def _rebuild(self, reason: str, after: int) -> RebuildNeeded:
         return RebuildNeeded(
@@ -176,12 +203,18 @@ class OfflineTable:
         rows of *files*, for `read_features`); and int64, shape (files,).
         """
         view = self.view
-        names = list(dict.fromkeys((*view.join_keys, view.event_timestamp, view.created_timestamp or view.event_timestamp)))
+        names = list(
+            dict.fromkeys((*view.join_keys, view.event_timestamp, view.created_timestamp or view.event_timestamp))
+        )
         with _reading(view):
             frame = self._scan(files, names).with_row_index("position").collect()
         counts = _rows_per_file(frame["__path"], files)
         frame = self._with_partition_values(frame, files, counts, names)
-        created = pl.lit(NO_CREATED) if view.created_timestamp is None else pl.col(view.created_timestamp).to_physical().fill_null(NO_CREATED)
+        created = (
+            pl.lit(NO_CREATED)
+            if view.created_timestamp is None
+            else pl.col(view.created_timestamp).to_physical().fill_null(NO_CREATED)
+        )
         ordered = frame.select(
             *view.join_keys,
             event_us=pl.col(view.event_timestamp).to_physical(),
@@ -191,7 +224,9 @@ class OfflineTable:
         )
         return _live_rows(ordered, files, counts), counts
 
-    def read_features(self, files: Sequence[DataFile], counts: RowCounts, positions: pl.Series) -> Iterator[tuple[int, pl.DataFrame]]:
+    def read_features(
+        self, files: Sequence[DataFile], counts: RowCounts, positions: pl.Series
+    ) -> Iterator[tuple[int, pl.DataFrame]]:
         """The feature columns of the rows at *positions* (UInt32, ascending), in blocks of bounded size.
 
         Yields: (index into *positions* of the block's first row, the view's features in order, in their column types).
@@ -226,12 +261,17 @@ class OfflineTable:
             storage_options=self.view.storage_options or None,
         )
 
-    def _with_partition_values(self, frame: pl.DataFrame, files: Sequence[DataFile], counts: RowCounts, names: Sequence[str]) -> pl.DataFrame:
+    def _with_partition_values(
+        self, frame: pl.DataFrame, files: Sequence[DataFile], counts: RowCounts, names: Sequence[str]
+    ) -> pl.DataFrame:
         """Add those of *names* that are partition columns, with the values that the log has for each file."""
         partitioned = [name for name in names if name in self.delta.metadata().partition_columns]
-        of_file = np.repeat(np.arange(len(files)), counts) if partitioned else None
+        of_file = np.repeat(np.arange(len(files)), counts)
         return frame.with_columns(
-            pl.Series(name, [file.partition_values.get(name) for file in files], dtype=polars_type(self.columns[name]))[of_file] for name in partitioned
+            pl.Series(name, [file.partition_values.get(name) for file in files], dtype=polars_type(self.columns[name]))[
+                of_file
+            ]
+            for name in partitioned
         )
 
 

@@ -130,8 +130,14 @@ class RedisStore(OnlineStore):
         options = b"".join(_bulk(part) for part in (mode.encode(), ttl, b"%d" % -(-retention.keep_until_us // 1000)))
         for low, high in _calls(value_ends):
             rows = high - low
-            head = b"*%d\r\n$7\r\nEVALSHA\r\n%b%b" % (2 * rows + 6, _bulk(self.write_script.sha.encode()), _bulk(b"%d" % rows))
-            yield b"".join((head, keys[key_ends[low] : key_ends[high]], options, values[value_ends[low] : value_ends[high]]))
+            head = b"*%d\r\n$7\r\nEVALSHA\r\n%b%b" % (
+                2 * rows + 6,
+                _bulk(self.write_script.sha.encode()),
+                _bulk(b"%d" % rows),
+            )
+            yield b"".join(
+                (head, keys[key_ends[low] : key_ends[high]], options, values[value_ends[low] : value_ends[high]])
+            )
 
     def _pipeline(self, connection: Connection, requests: Iterator[bytes]) -> bytes:
         """Send all requests with bounded bytes in flight and read every reply, in order."""
@@ -150,14 +156,17 @@ class RedisStore(OnlineStore):
         names = [self._key(view, key) for key in keys]
         with self._translated(f"read {len(keys):,} entities of feature view {view!r} from"):
             chunks = (names[low : low + KEYS_PER_READ] for low in range(0, len(names), KEYS_PER_READ))
-            return [record for chunk in chunks for record in self.client.mget(chunk)]
+            replies: list[list[Any]] = [self.client.mget(chunk) for chunk in chunks]
+        return [record for reply in replies for record in reply]
 
     def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
         head, tail = self._key(view, b"").split(b"}")[0], b"}"
         cursor = 0
         while True:
             with self._translated(f"scan feature view {view!r} in"):
-                cursor, found = self.client.scan(cursor, match=head.replace(b"\\", b"\\\\") + b"*}", count=KEYS_PER_READ)
+                cursor, found = self.client.scan(
+                    cursor, match=head.replace(b"\\", b"\\\\") + b"*}", count=KEYS_PER_READ
+                )
                 records = self.client.mget(found) if found else []
             rows = [(name, record) for name, record in zip(found, records, strict=True) if record is not None]
             if rows:
@@ -167,12 +176,14 @@ class RedisStore(OnlineStore):
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         with self._translated(f"read the {name} of feature view {view!r} from"):
-            content: bytes | None = self.client.get(self._cell(view, name))
-            return content
+            content: Any = self.client.get(self._cell(view, name))
+        return None if content is None else bytes(content)
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
         with self._translated(f"write the {name} of feature view {view!r} to"):
-            return bool(self.cell_script(keys=[self._cell(view, name)], args=[new] if expected is None else [new, expected]))
+            return bool(
+                self.cell_script(keys=[self._cell(view, name)], args=[new] if expected is None else [new, expected])
+            )
 
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""
@@ -205,11 +216,17 @@ class RedisStore(OnlineStore):
         try:
             yield
         except REFUSED as error:
-            raise OnlineStoreError(f"could not {doing} {self.location}: {_first_line(error)}. {_advice(error)}") from None
+            raise OnlineStoreError(
+                f"could not {doing} {self.location}: {_first_line(error)}. {_advice(error)}"
+            ) from None
         except TRANSIENT as error:
-            raise UnavailableError(f"could not {doing} {self.location}: {_first_line(error)} (waited at most {self.timeout:g} s)") from None
+            raise UnavailableError(
+                f"could not {doing} {self.location}: {_first_line(error)} (waited at most {self.timeout:g} s)"
+            ) from None
         except driver.RedisError as error:
-            raise OnlineStoreError(f"could not {doing} {self.location}: {_first_line(error)}. Ask the store's operator; running again is harmless.") from None
+            raise OnlineStoreError(
+                f"could not {doing} {self.location}: {_first_line(error)}. Ask the store's operator; running again is harmless."
+            ) from None
 
 
 def _split(url: str) -> tuple[str, dict[str, str]]:
@@ -218,7 +235,9 @@ def _split(url: str) -> tuple[str, dict[str, str]]:
     query = parse_qsl(parts.query)
     ours = {name: value for name, value in query if name in {"prefix", "timeout"}}
     if "{" in ours.get("prefix", "") or not ours.get("prefix", "fs"):
-        raise ConfigError(f"online store {mask_credentials(url)}: found the prefix {ours['prefix']!r}, expected text without '{{'")
+        raise ConfigError(
+            f"online store {mask_credentials(url)}: found the prefix {ours['prefix']!r}, expected text without '{{'"
+        )
     return urlunsplit(parts._replace(query=urlencode([item for item in query if item[0] not in ours]))), ours
 
 
@@ -231,11 +250,15 @@ def _bulk(data: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(data), data)
 
 
-def _framed(column: pa.BinaryArray, before: bytes = b"", after: bytes = b"") -> tuple[memoryview, npt.NDArray[np.int64]]:
+def _framed(
+    column: pa.BinaryArray, before: bytes = b"", after: bytes = b""
+) -> tuple[memoryview, npt.NDArray[np.int64]]:
     """Every value as a RESP bulk string, one after the other, and the n + 1 positions where they begin and end."""
     sizes = pc.add(pc.binary_length(column), len(before) + len(after))
     parts = (b"$", pc.cast(pc.cast(sizes, pa.string()), pa.binary()), b"\r\n" + before, column, after + b"\r\n", b"")
-    framed = pc.binary_join_element_wise(*(pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in parts))
+    framed = pc.binary_join_element_wise(
+        *(pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in parts)
+    )
     _, offsets, data = framed.buffers()
     return memoryview(data), np.frombuffer(offsets, dtype=np.int32, count=len(framed) + 1).astype(np.int64)
 
