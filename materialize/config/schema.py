@@ -1,0 +1,181 @@
+"""One file's content in, a feature view or online stores out, after adding what is wrong with it to the file's problems."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+
+from materialize.config.connections import checked_url
+from materialize.config.document import one_of
+from materialize.model import FeatureType, FeatureView, OnlineStoreConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from materialize.config.document import Document, Loc
+
+__all__ = ["stores_of", "view_of"]
+
+#: Names of views and stores: they become parts of keys, DAG task ids and file names.
+NAME, NAME_RULE = r"[a-z][a-z0-9_]{0,62}", "a name of at most 63 lower-case letters, digits and '_', a letter first"
+#: Seconds per unit of a duration.
+UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+#: One hundred years: beyond it, event times plus durations leave what a timestamp can hold.
+LONGEST = timedelta(days=36_500)
+
+
+def _duration(value: object) -> timedelta:
+    match = re.fullmatch(r"([1-9]\d{0,9})([smhdw])", str(value), flags=re.ASCII)
+    if match is None:
+        raise ValueError("a duration such as '24h'")
+    seconds = int(match[1]) * UNITS[match[2]]
+    if seconds > LONGEST.total_seconds():
+        raise ValueError(f"a duration of at most {LONGEST.days}d")
+    return timedelta(seconds=seconds)
+
+
+def _feature_type(value: object) -> FeatureType:
+    try:
+        return FeatureType.parse(str(value))
+    except ValueError as error:
+        raise ValueError(str(error).partition(", found ")[0].removeprefix("expected ")) from None
+
+
+Text = Annotated[str, Field(min_length=1)]
+Duration = Annotated[timedelta, PlainValidator(_duration)]
+FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_ .-]{0,127}$")]
+FEATURE_NAME_RULE = "a feature name of at most 128 letters, digits, '_', ' ', '.' and '-', a letter or '_' first"
+#: What an item of a list is, for messages.
+ITEMS = {"join_keys": "a column name", "online_stores": "the name of an online store"}
+
+
+class Keys(BaseModel):
+    """The keys of a mapping; each description reads well after the word 'expected'."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ViewKeys(Keys):
+    description: str = Field("", description="text")
+    owner: str = Field("", description="text")
+    source: Text = Field(description="the path or URI of a Delta table")
+    source_connection: Text | None = Field(None, description="the id of an Airflow connection")
+    join_keys: list[Text] = Field(description="a list of column names such as [user_id]", min_length=1)
+    event_timestamp: Text = Field(description="a column name")
+    created_timestamp: Text | None = Field(None, description="a column name")
+    features: dict[FeatureName, Annotated[FeatureType, PlainValidator(_feature_type)]] = Field(
+        description="a mapping of feature names to types such as {total_spend: float64}", min_length=1
+    )
+    ttl: Duration | None = Field(None, description="a duration such as '24h'")
+    schedule: Literal["hourly", "daily"] = Field("hourly", description="hourly or daily")
+    online_stores: list[Text] = Field(
+        ["default"], description="a list of online stores such as [default]", min_length=1
+    )
+    max_future: Duration = Field(timedelta(days=1), description="a duration such as '24h'")
+    tombstone_ttl: Duration = Field(timedelta(days=14), description="a duration such as '14d'")
+
+
+class StoreKeys(Keys):
+    url: Text | None = Field(None, description="the URL of an online store")
+    connection: Text | None = Field(None, description="the id of an Airflow connection")
+
+
+def _keys(document: Document, keys: type[Keys], data: Any, parent: Loc = ()) -> Any:
+    """*data* as *keys*, or None after adding what is wrong with it."""
+    try:
+        return keys.model_validate(data)
+    except ValidationError as error:
+        for found in error.errors(include_url=False):
+            loc = found["loc"]
+            _add_shape(document, keys, (*parent, *loc), len(parent), found)
+    return None
+
+
+def _add_shape(document: Document, keys: type[Keys], loc: Loc, depth: int, found: Any) -> None:
+    """Add one of pydantic's errors in our words."""
+    key, nested = loc[depth], len(loc) > depth + 1
+    if found["type"] in {"extra_forbidden", "invalid_key"}:
+        document.add(loc, f"unknown key, expected {one_of(keys.model_fields, key)}")
+    elif loc[-1] == "[key]":
+        document.expected(loc[:-1], FEATURE_NAME_RULE, found["input"])
+    elif "error" in found.get("ctx", {}):
+        document.expected(loc, str(found["ctx"]["error"]), found["input"])
+    else:
+        what = ITEMS[key] if nested else keys.model_fields[key].description
+        document.expected(loc, str(what), None if found["type"] == "missing" else found["input"])
+
+
+def view_of(document: Document, root: Path, stores: list[str] | None) -> FeatureView | None:
+    """The feature view of one file, or None after adding what is wrong with it. *stores* are the known ones, if they are."""
+    name = document.path.stem
+    if not re.fullmatch(NAME, name):
+        document.problems.append(f"expected a file name that is {NAME_RULE}, before .yaml, found {name!r}")
+    if not document.usable:
+        return None
+    keys: ViewKeys | None = _keys(document, ViewKeys, document.data)
+    _check_columns(document)
+    listed = document.data.get("online_stores", ["default"])
+    for position, store in enumerate(listed if isinstance(listed, list) else ()):
+        if stores is not None and isinstance(store, str) and store and store not in stores:
+            document.expected(("online_stores", position), one_of(stores, store), store)
+        if store in listed[:position]:
+            document.twice(("online_stores", position), store)
+    if keys is None or document.problems:
+        return None
+    fields = dict(keys)
+    fields |= {"join_keys": tuple(keys.join_keys), "online_stores": tuple(keys.online_stores)}
+    remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", keys.source)
+    return FeatureView(
+        name=name, **fields | {"source": keys.source if remote else os.path.normpath(root / keys.source)}
+    )
+
+
+def _check_columns(document: Document) -> None:
+    """Every column has one role: join key, time stamp or feature."""
+    data = document.data
+    join_keys, features = data.get("join_keys"), data.get("features")
+    roles: dict[str, str] = {}
+    for position, column in enumerate(join_keys if isinstance(join_keys, list) else ()):
+        if column in list(roles):
+            document.twice(("join_keys", position), column)
+        elif isinstance(column, str):
+            roles[column] = "a join key"
+    for key in ("event_timestamp", "created_timestamp"):
+        column = data.get(key)
+        if isinstance(column, str) and roles.setdefault(column, f"the {key}") != f"the {key}":
+            document.expected((key,), f"another column, because this one is {roles[column]}", column)
+    for column in features if isinstance(features, dict) else ():
+        if column in roles:
+            document.expected(("features", column), f"another feature, because this column is {roles[column]}", column)
+
+
+def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
+    """The online stores of one file, after adding what is wrong with them."""
+    stores = {}
+    for name, data in document.data.items() if document.usable else ():
+        if not re.fullmatch(NAME, str(name)):
+            document.add((name,), f"expected {NAME_RULE}, found {name!r}")
+        if not isinstance(data, dict):
+            document.expected((name,), "{url: ...} or {connection: ...}", data)
+            continue
+        keys: StoreKeys | None = _keys(document, StoreKeys, data, (name,))
+        if keys is None:
+            continue
+        if (keys.url is None) == (keys.connection is None):
+            document.add((name,), f"expected either url or connection, found {'none' if keys.url is None else 'both'}")
+            continue
+        try:
+            stores[name] = OnlineStoreConfig(
+                name, url=checked_url(keys.url, root) if keys.url else "", connection=keys.connection
+            )
+        except ValueError as error:
+            what, _, found = str(error).removeprefix("expected ").partition(", found ")
+            hidden = document.variables.get((name, "url"))
+            document.add(
+                (name, "url"), f"expected {what}, found {document.show((name, 'url'), '') if hidden else found}"
+            )
+    return stores

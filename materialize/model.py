@@ -1,0 +1,272 @@
+"""The nouns: feature views, intervals, watermarks, run reports. Frozen values, no I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal
+
+__all__ = [
+    "FeatureType",
+    "FeatureView",
+    "FeatureViewName",
+    "Interval",
+    "Mode",
+    "OnlineStoreConfig",
+    "Retention",
+    "RunReport",
+    "Watermark",
+    "from_us",
+    "mask_credentials",
+    "to_us",
+]
+
+FeatureViewName = str
+Mode = Literal["incremental", "backfill", "rebuild"]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970 UTC. Raises ValueError for a datetime without a time zone."""
+    if moment.tzinfo is None:
+        raise ValueError(f"expected a datetime with a time zone, found {moment!r}")
+    return (moment - EPOCH) // MICROSECOND
+
+
+def from_us(moment_us: int) -> datetime:
+    """The UTC datetime of *moment_us* microseconds since 1970."""
+    return EPOCH + moment_us * MICROSECOND
+
+
+def mask_credentials(url: str) -> str:
+    """*url* with the user and password of its authority, and every query value that may be a secret, as ``***``."""
+    url = re.sub(r"//[^/]*@", "//***@", url)
+    return re.sub(r"([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&]*", r"\1=***", url, flags=re.IGNORECASE)
+
+
+#: Feature types of one fixed size, with the bytes each takes in a record.
+FIXED_WIDTHS = {
+    "bool": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float32": 4,
+    "float64": 8,
+    "date": 4,
+    "timestamp": 8,
+    "decimal": 16,
+}
+VARIABLE_KINDS = ("string", "binary")
+#: What a list may hold: numbers of one fixed size, as embeddings and histograms do.
+LIST_ITEMS = tuple(kind for kind in FIXED_WIDTHS if kind.startswith(("int", "uint", "float")))
+#: The largest decimal precision of Delta and Arrow's decimal128.
+MAX_PRECISION = 38
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureType:
+    """The type of one feature: ``float64``, ``decimal(18,2)``, ``list<float32>`` or ``list<float32,128>`` ...
+
+    ``width`` is the number of bytes in the fixed section of a record, or None for a value in the variable section.
+    """
+
+    kind: str
+    precision: int = 0
+    scale: int = 0
+    item: str = ""
+    length: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> FeatureType:
+        """Read a type as it is written in YAML. Raises ValueError that lists what is allowed."""
+        compact = text.replace(" ", "")
+        if compact != "decimal" and (compact in FIXED_WIDTHS or compact in VARIABLE_KINDS):
+            return cls(compact)
+        if match := re.fullmatch(r"decimal\((\d+),(\d+)\)", compact):
+            precision, scale = int(match[1]), int(match[2])
+            if 1 <= precision <= MAX_PRECISION and scale <= precision:
+                return cls("decimal", precision=precision, scale=scale)
+        if match := re.fullmatch(r"list<(\w+)(?:,([1-9]\d*))?>", compact):
+            if match[1] in LIST_ITEMS:
+                return cls("list", item=match[1], length=int(match[2]) if match[2] else None)
+        simple = ", ".join([*(kind for kind in FIXED_WIDTHS if kind != "decimal"), *VARIABLE_KINDS])
+        raise ValueError(f"expected one of {simple}, decimal(P,S), list<NUMBER> or list<NUMBER,LENGTH>, found {text!r}")
+
+    def __str__(self) -> str:
+        if self.kind == "decimal":
+            return f"decimal({self.precision},{self.scale})"
+        if self.kind == "list":
+            return f"list<{self.item}>" if self.length is None else f"list<{self.item},{self.length}>"
+        return self.kind
+
+    @property
+    def width(self) -> int | None:
+        if self.kind == "list":
+            return None if self.length is None else FIXED_WIDTHS[self.item] * self.length
+        return FIXED_WIDTHS.get(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureView:
+    """A named set of features of one Delta table.
+
+    ``source`` is a local path or a URI; ``ttl`` counts from the event time; ``source_connection`` names the Airflow
+    connection that holds the credentials of the source. A row whose event time is more than ``max_future`` ahead of
+    the clock is quarantined: it would shadow every true row until then.
+    """
+
+    name: FeatureViewName
+    source: str
+    join_keys: tuple[str, ...]
+    event_timestamp: str
+    features: dict[str, FeatureType]
+    online_stores: tuple[str, ...]
+    created_timestamp: str | None = None
+    ttl: timedelta | None = None
+    schedule: Literal["hourly", "daily"] = "hourly"
+    description: str = ""
+    owner: str = ""
+    source_connection: str | None = None
+    max_future: timedelta = timedelta(days=1)
+    tombstone_ttl: timedelta = timedelta(days=14)
+    storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def schema_text(self) -> str:
+        """The features and their types in order, as canonical JSON: what a reader needs to decode a record."""
+        return json.dumps([[name, str(kind)] for name, kind in self.features.items()], separators=(",", ":"))
+
+    @property
+    def ttl_us(self) -> int | None:
+        return None if self.ttl is None else self.ttl // MICROSECOND
+
+    def retention(self, now: datetime) -> Retention:
+        """How long a record written at *now* stays in the store."""
+        return Retention(ttl_us=self.ttl_us, keep_until_us=to_us(now + self.tombstone_ttl))
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """When a record may leave the store.
+
+    A live record without a floor: ``event_us + ttl_us`` (never, without a ttl). A live record with a floor: the later
+    of that and ``keep_until_us``. A tombstone: ``keep_until_us``.
+    """
+
+    ttl_us: int | None
+    keep_until_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineStoreConfig:
+    """One entry of ``online_stores.yaml``; the repr has no URL.
+
+    ``url`` is empty when the Airflow connection ``connection`` holds it; `Config.online_store` gives it with its URL.
+    """
+
+    name: str
+    url: str = field(default="", repr=False)
+    connection: str | None = None
+
+    @property
+    def masked_url(self) -> str:
+        return mask_credentials(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A half-open range of event time, ``[start, end)``, both with a time zone."""
+
+    start: datetime
+    end: datetime
+
+    def __post_init__(self) -> None:
+        if to_us(self.start) >= to_us(self.end):
+            raise ValueError(
+                f"expected a start before the end, found [{self.start.isoformat()}, {self.end.isoformat()})"
+            )
+
+    def __str__(self) -> str:
+        return f"[{self.start.isoformat()}, {self.end.isoformat()})"
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """How far a view is in a store: every row of table versions up to ``version`` is in the store or counted.
+
+    ``version`` None says that a whole-snapshot run of this ``generation`` has begun and has not finished.
+    ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator.
+    ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
+    """
+
+    generation: int
+    table_id: str
+    version: int | None
+    schema: str
+    run_id: str
+    event_us: int | None = None
+    finished_us: int | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Watermark:
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did, for one view and one store. Counters are rows unless a comment says otherwise.
+
+    They add up: ``entities = written + stale + unchanged + expired``, and every one of ``rows_read`` is
+    quarantined or took part in picking an entity's latest row.
+    """
+
+    view: str
+    store: str
+    mode: Mode
+    from_version: int | None
+    to_version: int
+    rows_read: int = 0
+    entities: int = 0  # latest rows, one per entity and piece
+    written: int = 0
+    stale: int = 0  # a newer one is there
+    unchanged: int = 0  # the same one is there
+    expired: int = 0  # older than the view's ttl, not written
+    quarantined: int = 0
+    deleted: int = 0  # entities online whose rows are gone
+    bytes: int = 0  # keys and values sent
+    seconds: float = 0.0
+    event_us: int | None = None  # greatest event time read
+    run_id: str = ""
+    interval: str | None = None
+    reason: str = ""  # why the run took the path it took
+    quarantine_reasons: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The integer counters by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name in COUNTERS}
+
+    @property
+    def changed(self) -> bool:
+        """Whether the run changed what readers see."""
+        return self.written + self.deleted > 0
+
+
+#: The counters of a RunReport that add up over the pieces of a run.
+COUNTERS = ("rows_read", "entities", "written", "stale", "unchanged", "expired", "quarantined", "deleted", "bytes")
