@@ -1,6 +1,7 @@
 # Needs python3 (3.10 to 3.13) with pip, and make. Everything else goes to .venv.
 
 SHELL := /bin/bash
+export PIP_ROOT_USER_ACTION := ignore
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 

@@ -1,4 +1,4 @@
-"""Rows to bytes and back: entity keys and records of format version 1, as docs/format.md fixes them.
+"""Rows to bytes and back: records of format version 1, as docs/format.md fixes them.
 
 A record is a 36-byte header, a null bitmap if any feature is null, a fixed section and a variable section, all
 little-endian. Columns are encoded at once; a record is decoded alone, as a reader needs it.
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from materialize.errors import OnlineStoreError
 from materialize.model import FIXED_WIDTHS, FeatureType, from_us
-from materialize.online.base import EncodedBatch
+from materialize.online.base import HEADER, TOMBSTONE, EncodedBatch
 from materialize.order import NO_FLOOR
 
 if TYPE_CHECKING:
@@ -34,17 +34,13 @@ __all__ = [
     "Decoder",
     "Header",
     "encode",
-    "entity_keys",
-    "format_key",
     "headers",
-    "parse_key",
     "tombstones",
     "unstorable_rows",
 ]
 
 FORMAT_VERSION = 1
-TOMBSTONE, HAS_NULLS = 1, 2
-HEADER = struct.Struct("<BBHqqqq")
+HAS_NULLS = 2
 HEADER_DTYPE = [
     ("format", "u1"),
     ("flags", "u1"),
@@ -56,8 +52,6 @@ HEADER_DTYPE = [
 ]
 #: Rows laid out at once: 2,048 records of 50 features stay in the processor's second-level cache.
 LAYOUT_ROWS = 2_048
-#: Characters of a join key's text that an entity key escapes; "%" first.
-ESCAPES = (("%", "%25"), ("|", "%7C"), ("{", "%7B"), ("}", "%7D"))
 UNIX_DATE = date(1970, 1, 1)
 NUMBER_CODES = {
     "bool": "?",
@@ -80,53 +74,6 @@ INTEGER_TYPES = {
     for sign in ("", "u")
     for bits in (8, 16, 32, 64)
 }
-
-
-# --- entity keys -------------------------------------------------------------------------------------------------------
-
-
-def entity_keys(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.Series:
-    """The entity key of each row: the join keys' text in order, escaped, joined by ``|``. Returns: Binary, no nulls."""
-    texts = [_key_text(key, rows.schema[key]) for key in join_keys]
-    return rows.select(key=pl.concat_str(texts, separator="|").cast(pl.Binary))["key"]
-
-
-def _key_text(name: str, dtype: pl.DataType) -> pl.Expr:
-    text = pl.col(name).cast(pl.String)
-    if dtype == pl.String:
-        for character, escape in ESCAPES:
-            text = text.str.replace_all(character, escape, literal=True)
-    return text
-
-
-def format_key(parts: Sequence[object]) -> bytes:
-    """The entity key of one entity, from its join key values in the view's order."""
-    return "|".join(_escaped(str(part).lower() if isinstance(part, bool) else str(part)) for part in parts).encode()
-
-
-def parse_key(text: str, join_keys: Sequence[str]) -> bytes:
-    """The entity key that a person wrote: parts joined by ``|``, escapes optional where nothing is ambiguous.
-
-    Raises ValueError when the number of parts is not the number of join keys.
-    """
-    parts = text.split("|")
-    if len(parts) != len(join_keys):
-        raise ValueError(
-            f"expected {len(join_keys)} part(s) for the join keys {', '.join(join_keys)}, separated by '|' ('|' in a value is written %7C), found {len(parts)}"
-        )
-    return "|".join(_escaped(_unescaped(part)) for part in parts).encode()
-
-
-def _escaped(text: str) -> str:
-    for character, escape in ESCAPES:
-        text = text.replace(character, escape)
-    return text
-
-
-def _unescaped(text: str) -> str:
-    for character, escape in reversed(ESCAPES):
-        text = text.replace(escape, character)
-    return text
 
 
 # --- encoding ----------------------------------------------------------------------------------------------------------
@@ -380,7 +327,8 @@ class Decoder:
         for index, (name, kind) in enumerate(self.features.items()):
             slot = slots[index]
             if kind.width is None:
-                slot, position = record[position : position + slot], position + slot
+                end = position + slot
+                slot, position = record[position:end], end
             values[name] = None if nulls >> index & 1 else _value(slot, kind)
         return values
 

@@ -165,6 +165,14 @@ class Retention:
     ttl_us: int | None
     keep_until_us: int
 
+    def due(self, event_us: int | None, *, floored: bool) -> int | None:
+        """When a record may be purged, in microseconds; None: never. *event_us* None: a tombstone."""
+        if event_us is None:
+            return self.keep_until_us
+        if self.ttl_us is None:
+            return None
+        return max(event_us + self.ttl_us, self.keep_until_us if floored else event_us + self.ttl_us)
+
 
 @dataclass(frozen=True, slots=True)
 class OnlineStoreConfig:

@@ -7,7 +7,6 @@ other on random histories. Stores pass bytes; here a record is its order fields 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace as altered
-from typing import Any
 
 __all__ = [
     "GENERATION",
@@ -47,7 +46,7 @@ class Record:
     created_us: int
     version: int
     floor: int
-    payload: Any = None
+    payload: bytes = b""
 
     def newer_than(self, other: Record) -> bool:
         """Whether this record is live and greater in (event, created) than *other*; a tombstone has no order."""

@@ -12,9 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from materialize import codec, latest
+from materialize.entity_key import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.model import Watermark
 from materialize.offline import open_table, planned_files
+from materialize.online.base import HEADER
 from materialize.order import NO_FLOOR, stamp
 from materialize.plan import cut
 from materialize.writer import Writer
@@ -111,13 +113,11 @@ def write_piece(
         for order, features in _storable(source, fresh, valid):
             size = max(
                 1,
-                BATCH_BYTES
-                * features.height
-                // (int(features.estimated_size()) + codec.HEADER.size * features.height + 1),
+                BATCH_BYTES * features.height // (int(features.estimated_size()) + HEADER.size * features.height + 1),
             )
             for low in range(0, features.height, size):
                 part = order.slice(low, size)
-                keys = codec.entity_keys(part, view.join_keys)
+                keys = entity_keys(part, view.join_keys)
                 stamped = latest.stamped(part, plan.generation, at=None if plan.merges_commits else at)
                 writer.submit(
                     codec.encode(keys, stamped, features.slice(low, size), view, schema_id=plan.schema_id, floor=floor)

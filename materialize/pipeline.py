@@ -18,6 +18,7 @@ from materialize.errors import MaterializeError
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
 from materialize.offline import open_table, planned_files, total_rows
+from materialize.online.base import TOMBSTONE
 from materialize.order import GENERATION, WRITTEN, stamp
 from materialize.piece import PieceReport, no_progress, write_piece
 from materialize.plan import Plan, choose_path, piece_count
@@ -201,7 +202,7 @@ def _sweep(view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> 
         gone = np.flatnonzero(heads["floor"] < at)
         batch = codec.tombstones([keys[row] for row in gone], at)
         outcomes = with_retry(partial(store.replace, view.name, batch, at=at, retention=retention))
-        live = heads["flags"][gone] & codec.TOMBSTONE == 0
+        live = heads["flags"][gone] & TOMBSTONE == 0
         deleted += int((live & (outcomes == WRITTEN)).sum())
     return deleted
 

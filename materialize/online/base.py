@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from materialize.order import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,7 +22,28 @@ if TYPE_CHECKING:
 
     Outcomes = npt.NDArray[np.uint8]
 
-__all__ = ["EncodedBatch", "OnlineStore"]
+__all__ = ["HEADER", "LEAD_BYTES", "TOMBSTONE", "EncodedBatch", "OnlineStore", "pack_order", "unpack_order"]
+
+#: The first bytes of every record: format version, flags, schema id, event_us, created_us, version, floor (docs/format.md).
+HEADER = struct.Struct("<BBHqqqq")
+#: The flag of a record that says "this entity has no row".
+TOMBSTONE = 1
+#: Format version, flags and schema id: the part of the header that is not order.
+LEAD_BYTES = 4
+
+
+def unpack_order(record: bytes) -> Record:
+    """The order fields of *record*; the payload is its first four bytes and what follows the header, as `pack_order` wants it."""
+    _, flags, _, event_us, created_us, version, floor = HEADER.unpack_from(record)
+    payload = record[:LEAD_BYTES] + record[HEADER.size :]
+    return Record(None if flags & TOMBSTONE else event_us, created_us, version, floor, payload)
+
+
+def pack_order(record: Record) -> bytes:
+    """The bytes of a record that `unpack_order` took apart, with the order fields that it has now."""
+    lead = record.payload[:LEAD_BYTES]
+    times = struct.pack("<qqqq", record.event_us or 0, record.created_us, record.version, record.floor)
+    return lead + times + record.payload[LEAD_BYTES:]
 
 
 @dataclass(frozen=True, slots=True)

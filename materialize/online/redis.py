@@ -5,6 +5,7 @@ Keys: ``<prefix>:<view>:{<entity key>}`` holds a record, ``<prefix>:<view>:<cell
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from contextlib import contextmanager
 from importlib.resources import files
@@ -42,8 +43,8 @@ BYTES_PER_CALL = 256 * 2**10
 BYTES_IN_FLIGHT = 2 * 2**20
 #: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
 KEYS_PER_READ = 1_000
-#: Seconds to connect, and to wait for an answer, unless the URL says ``?timeout=SECONDS``.
-TIMEOUT = 5.0
+#: A prefix takes part in patterns of SCAN, so it has no character that means something there.
+PREFIX = r"[A-Za-z0-9_.:-]+"
 #: What write.lua returns for a key that holds something that is no record.
 FOREIGN = ord("3") - ord("0")
 #: Driver errors that pass by themselves. Asked in order after `REFUSED`: AuthenticationError is a ConnectionError.
@@ -70,7 +71,7 @@ class RedisStore(OnlineStore):
     """Records as plain string values on one Redis (6.2 or newer) or Valkey server.
 
     *url*: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads it; of the query, ``prefix`` (default ``fs``) and
-    ``timeout`` (seconds) are ours.
+    ``timeout`` (seconds to connect and to wait for an answer, default 5) are ours.
     """
 
     #: A second connection keeps the server busy while the first one's request is built.
@@ -79,8 +80,7 @@ class RedisStore(OnlineStore):
     def __init__(self, url: str) -> None:
         address, options = _split(url)
         self.location = mask_credentials(address)
-        self.prefix = options.get("prefix", "fs")
-        self.timeout = float(options.get("timeout", TIMEOUT))
+        self.prefix, self.timeout = options["prefix"], float(options["timeout"])
         self.pool = redis.ConnectionPool.from_url(
             address,
             protocol=2,
@@ -110,7 +110,7 @@ class RedisStore(OnlineStore):
             try:
                 replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
             except BaseException:
-                connection.disconnect()  # unread replies must never answer a later request
+                connection.disconnect()  # type: ignore[no-untyped-call]  # unread replies must never answer a later request
                 raise
             finally:
                 self.pool.release(connection)
@@ -147,7 +147,7 @@ class RedisStore(OnlineStore):
             while in_flight and sum(in_flight) + len(request) > BYTES_IN_FLIGHT:
                 in_flight.popleft()
                 replies.append(_read(connection))
-            connection.send_packed_command([request], check_health=False)
+            connection.send_packed_command([request], check_health=False)  # type: ignore[no-untyped-call]
             in_flight.append(len(request))
         replies += [_read(connection) for _ in in_flight]
         return b"".join(replies)
@@ -160,17 +160,18 @@ class RedisStore(OnlineStore):
         return [record for reply in replies for record in reply]
 
     def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        head, tail = self._key(view, b"").split(b"}")[0], b"}"
-        cursor = 0
+        head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
+        cursor, found, records = 0, [], []  # type: tuple[int, list[Any], list[Any]]
         while True:
             with self._translated(f"scan feature view {view!r} in"):
-                cursor, found = self.client.scan(
-                    cursor, match=head.replace(b"\\", b"\\\\") + b"*}", count=KEYS_PER_READ
-                )
-                records = self.client.mget(found) if found else []
-            rows = [(name, record) for name, record in zip(found, records, strict=True) if record is not None]
-            if rows:
-                yield [name[len(head) : -len(tail)] for name, _ in rows], [record for _, record in rows]
+                cursor, found = self.client.scan(cursor, match=head + b"*}", count=KEYS_PER_READ)
+                records = list(self.client.mget(found)) if found else []
+            there = [
+                (name[len(head) : -len(tail)], record) for name, record in zip(found, records, strict=True) if record
+            ]
+            if there:
+                keys, values = zip(*there, strict=True)
+                yield list(keys), list(values)
             if not cursor:
                 return
 
@@ -234,11 +235,14 @@ def _split(url: str) -> tuple[str, dict[str, str]]:
     parts = urlsplit(url)
     query = parse_qsl(parts.query)
     ours = {name: value for name, value in query if name in {"prefix", "timeout"}}
-    if "{" in ours.get("prefix", "") or not ours.get("prefix", "fs"):
-        raise ConfigError(
-            f"online store {mask_credentials(url)}: found the prefix {ours['prefix']!r}, expected text without '{{'"
-        )
-    return urlunsplit(parts._replace(query=urlencode([item for item in query if item[0] not in ours]))), ours
+    address = urlunsplit(parts._replace(query=urlencode([item for item in query if item[0] not in ours])))
+    subject = f"online store {mask_credentials(address)}"
+    prefix, timeout = ours.setdefault("prefix", "fs"), ours.setdefault("timeout", "5")
+    if not re.fullmatch(PREFIX, prefix):
+        raise ConfigError(f"{subject}: found the prefix {prefix!r}, expected letters, digits, '_', '-', '.' and ':'")
+    if not re.fullmatch(r"\d{1,4}(\.\d+)?", timeout) or not float(timeout):
+        raise ConfigError(f"{subject}: found the timeout {timeout!r}, expected seconds above 0 such as 5 or 0.5")
+    return address, ours
 
 
 def _lua(name: str) -> str:

@@ -1,0 +1,8 @@
+"""The command line: ``materialize incremental|backfill|rebuild|plan|status|lookup|doctor``.
+
+Results go to standard output, talk to standard error. Exit codes: 0 done, 1 failed, 2 usage.
+"""
+
+from materialize.cli.commands import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,256 @@
+"""The commands; each says what it does for one target, `for_each` does it for all."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
+from materialize.cli.targets import Options, Target, for_each, usage_error
+from materialize.model import Interval, from_us
+
+if TYPE_CHECKING:
+    from materialize.model import Mode
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Move features from Delta Lake to the online store, exactly and fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Views = Annotated[list[str] | None, typer.Argument(metavar="[VIEW]...", help="Feature views; all of them by default.")]
+View = Annotated[str, typer.Argument(metavar="VIEW", help="A feature view.")]
+ConfigDir = Annotated[Path, typer.Option("--config", envvar="MATERIALIZE_CONFIG", help="The config folder.")]
+StoreName = Annotated[str | None, typer.Option("--store", help="One online store; every store of a view by default.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
+Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
+DEFAULT_CONFIG = Path("config")
+#: Facts of a plan that are for machines.
+INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
+
+
+@app.command()
+def incremental(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Bring what is new since the watermark online; the first time, the whole table."""
+    options = Options(config, store, as_json, verbose)
+    for_each(options, views, partial(_run, options, "incremental", None))
+
+
+@app.command()
+def rebuild(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
+    options = Options(config, store, as_json, verbose)
+    for_each(options, views, partial(_run, options, "rebuild", None))
+
+
+@app.command()
+def backfill(
+    view: View,
+    start: Moment,
+    end: Moment,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
+    options = Options(config, store, as_json, verbose)
+    interval = _interval(start, end)
+    for_each(options, [view], partial(_plan if dry_run else _run, options, "backfill", interval))
+
+
+@app.command()
+def plan(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Say what an incremental run would do, and why. Writes nothing."""
+    options = Options(config, store, as_json, verbose)
+    for_each(options, views, partial(_plan, options, "incremental", None))
+
+
+@app.command()
+def status(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Say how far each view is in each store, and how far behind its table."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for_each(Options(config, store, as_json, verbose), views, lambda target: rows.append(_status(target)))
+    finally:
+        print_table(rows, as_json=as_json)
+
+
+@app.command()
+def lookup(
+    view: View,
+    keys: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY...", help="Entity keys; a composite key as a|b, a '|' in a value as %7C."),
+    ],
+    features: Annotated[str | None, typer.Option(help="Feature names, separated by commas; all by default.")] = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Read feature vectors as a model server would."""
+    names = features.split(",") if features else None
+    for_each(Options(config, store, as_json, verbose), [view], partial(_lookup, keys, names, as_json=as_json))
+
+
+@app.command()
+def doctor(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Check config, tables and stores, and say what to do about each problem. Writes no record."""
+    options = Options(config, store, as_json, verbose)
+    for_each(options, views, partial(_check_table, as_json=as_json), partial(_check_store, as_json=as_json))
+    talk.print("all checks passed", style="green")
+
+
+# --- what a command does for one target; heavy imports are inside, so that --help is quick ---------------------------------
+
+
+def _run(options: Options, mode: Mode, interval: Interval | None, target: Target) -> None:
+    from materialize import pipeline
+
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
+    with Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+        task = bar.add_task(f"{mode} {target.view.name} -> {target.store_name}", total=None)
+        run = pipeline.Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, partial(bar.advance, task))
+        if interval is not None:
+            report = pipeline.backfill(target.view, target.store, run, interval)
+        elif mode == "rebuild":
+            report = pipeline.rebuild(target.view, target.store, run)
+        else:
+            report = pipeline.incremental(target.view, target.store, run)
+    print_report(report, as_json=options.as_json)
+
+
+def _plan(options: Options, mode: Mode, interval: Interval | None, target: Target) -> None:
+    from materialize import pipeline
+
+    made = pipeline.make_plan(
+        target.view, target.store, mode=mode, store_name=target.store_name, run_id="plan", interval=interval
+    )
+    facts = {name: value for name, value in made.to_dict().items() if name not in INTERNAL}
+    print_facts(facts, as_json=options.as_json)
+
+
+def _status(target: Target) -> dict[str, Any]:
+    from materialize import watermark
+    from materialize.offline import open_table
+
+    found = watermark.read(target.store, target.view.name)
+    head = open_table(target.view).version
+    version = None if found is None else found.version
+    state = "up to date" if version == head else "behind"
+    if version is None:
+        state = "never loaded" if found is None else "snapshot run unfinished"
+    return {
+        **target.names,
+        "state": state,
+        "watermark_version": version,
+        "table_version": head,
+        "behind": None if version is None else head - version,
+        "event_timestamp": _iso(None if found is None else found.event_us),
+        "finished": _iso(None if found is None else found.finished_us),
+        "run_id": None if found is None else found.run_id,
+    }
+
+
+def _lookup(keys: list[str], names: list[str] | None, target: Target, *, as_json: bool) -> None:
+    from materialize.entity_key import parse_key
+    from materialize.serving import FeatureReader
+
+    try:
+        entity_keys = [parse_key(key, target.view.join_keys) for key in keys]
+        vectors = FeatureReader(target.view, target.store).lookup(entity_keys, now=_now(), features=names)
+    except ValueError as error:
+        usage_error(str(error))
+    for key, vector in zip(keys, vectors, strict=True):
+        print_vector(target.names, key, vector, as_json=as_json)
+
+
+def _check_table(target: Target, *, as_json: bool) -> None:
+    from materialize.offline import open_table
+
+    table = open_table(target.view)
+    print_facts(
+        {**target.names, "check": "table", "version": table.version, "columns": len(table.columns)}, as_json=as_json
+    )
+
+
+def _check_store(target: Target, *, as_json: bool) -> None:
+    print_facts({**target.names, "check": "online store", **target.store.describe()}, as_json=as_json)
+
+
+def _iso(moment_us: int | None) -> str | None:
+    return None if moment_us is None else from_us(moment_us).isoformat()
+
+
+def _interval(start: str, end: str) -> Interval:
+    moments = []
+    for name, text in (("--start", start), ("--end", end)):
+        try:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not read the Z
+        except ValueError:
+            usage_error(f"{name}: found {text!r}, expected a time such as 2025-01-01T00:00Z")
+        if moment.tzinfo is None:
+            usage_error(f"{name}: found {text!r} without a time zone, expected one such as {text}Z")
+        moments.append(moment)
+    try:
+        return Interval(*moments)
+    except ValueError as error:
+        usage_error(str(error))
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def main() -> None:
+    """Run the command line; the console script ``materialize``."""
+    app(prog_name="materialize")

@@ -1,0 +1,85 @@
+"""What commands print: results as text or JSON on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from materialize.model import RunReport
+    from materialize.serving import FeatureVector
+
+__all__ = ["print_facts", "print_json", "print_report", "print_table", "print_vector", "talk"]
+
+talk = Console(stderr=True, highlight=False, soft_wrap=True)
+output = Console(highlight=False, soft_wrap=True)
+#: The counters of a report that its line of text shows, in this order; quarantined rows get lines of their own.
+SHOWN = ("rows_read", "entities", "written", "stale", "unchanged", "expired", "deleted", "quarantined")
+
+
+def print_json(row: dict[str, Any]) -> None:
+    """One JSON object on a line of its own; bytes as hexadecimal text, times in ISO format, decimals as text."""
+    print(json.dumps(row, default=_plain), flush=True)  # noqa: T201 - results go to standard output
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    return str(value.isoformat()) if hasattr(value, "isoformat") else str(value)
+
+
+def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
+    """Named values, on one line."""
+    if as_json:
+        print_json(facts)
+    else:
+        shown = (f"{name}={value}" for name, value in facts.items() if value is not None)
+        output.print("  ".join(shown), markup=False)
+
+
+def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """Rows with the same names."""
+    if as_json:
+        for row in rows:
+            print_json(row)
+    elif rows:
+        table = Table(*rows[0])
+        for row in rows:
+            table.add_row(*("-" if value is None else str(value) for value in row.values()))
+        output.print(table)
+
+
+def print_report(report: RunReport, *, as_json: bool) -> None:
+    """What a run did."""
+    if as_json:
+        print_json(report.to_dict())
+        return
+    versions = f"to version {report.to_version}"
+    if report.from_version is not None:
+        versions = f"from version {report.from_version} {versions}"
+    counts = ", ".join(f"{name} {report.counts[name]:,}" for name in SHOWN)
+    rate = report.entities / report.seconds if report.seconds else 0
+    output.print(
+        f"{report.view} -> {report.store}: {report.mode} {versions}: {counts}, {report.seconds:.2f} s, {rate:,.0f} entities/s",
+        markup=False,
+    )
+    for reason, rows in report.quarantine_reasons.items():
+        talk.print(f"warning: {report.view}: quarantined {rows:,} rows: {reason}", style="yellow", markup=False)
+
+
+def print_vector(where: dict[str, str], key: str, vector: FeatureVector, *, as_json: bool) -> None:
+    """The features of one entity."""
+    event = None if vector.event_timestamp is None else vector.event_timestamp.isoformat()
+    if as_json:
+        print_json(
+            {**where, "key": key, "status": vector.status, "event_timestamp": event, "features": vector.features}
+        )
+        return
+    output.print(f"{key}: {vector.status}" + (f", event time {event}" if event else ""), markup=False)
+    for name, value in vector.features.items():
+        output.print(f"  {name} = {value!r}", markup=False)

@@ -1,0 +1,34 @@
+"""The online stores: a URL in, an open store out. A driver is imported when its scheme is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from materialize.errors import ConfigError
+
+if TYPE_CHECKING:
+    from materialize.model import OnlineStoreConfig
+    from materialize.online.base import OnlineStore
+
+__all__ = ["open_store"]
+
+
+def open_store(config: OnlineStoreConfig) -> OnlineStore:
+    """The store that *config* names, without touching the network. Raises ConfigError for a scheme that has no store yet."""
+    scheme = config.url.partition("://")[0]
+    if scheme == "memory":
+        from materialize.online.memory import MemoryStore
+
+        return MemoryStore(config.url)
+    if scheme == "sqlite":
+        from materialize.online.sqlite import SqliteStore
+
+        return SqliteStore(config.url)
+    if scheme in {"redis", "rediss", "unix"}:
+        from materialize.online.redis import RedisStore
+
+        return RedisStore(config.url)
+    raise ConfigError(
+        f"online store {config.name!r}: could not open {config.masked_url}: found the scheme {scheme!r}, "
+        "expected memory, sqlite, redis, rediss or unix. Nothing was read or written."
+    )
