@@ -91,7 +91,9 @@ class LogReader:
     def uri(self, path: str) -> str:
         """The address that polars opens for a path as written in the log (percent-encoded, relative or absolute)."""
         decoded = unquote(path)
-        if "://" in decoded:
+        if decoded.startswith("file:///"):
+            return decoded.removeprefix("file://")
+        if "://" in path:
             return decoded
         root = self.root.removeprefix("file://") if self.root.startswith("file:///") else self.root
         return decoded if decoded.startswith("/") else f"{unquote(root) if root.startswith('/') else root}{decoded}"
@@ -109,6 +111,14 @@ class LogReader:
     def _read(self, versions: Iterable[int]) -> list[Commit]:
         with ThreadPoolExecutor(READERS) as pool:
             return list(pool.map(self._commit, versions))
+
+    def _read_left(self, last: int) -> list[Commit]:
+        """Every commit up to *last* that the log still has; a cleanup may take some while they are read."""
+        while True:
+            try:
+                return self._read(version for version in self.versions() if version <= last)
+            except CommitGone:
+                continue
 
     def _commit(self, version: int) -> Commit:
         try:
@@ -134,7 +144,7 @@ class LogReader:
         A compacted file counts as the newest of its inputs, because compaction brings no rows. Used to break ties.
         """
         brought: dict[str, int] = {}
-        for commit in self._read(version for version in self.versions() if version <= last):
+        for commit in self._read_left(last):
             inputs = [brought.get(remove["path"], OLDEST) for remove in commit.removes if not remove["dataChange"]]
             for add in commit.adds:
                 brought[add["path"]] = commit.version if add["dataChange"] else max(inputs, default=OLDEST)

@@ -32,6 +32,8 @@ POLARS_TYPES: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 #: Column types whose values have one exact text, as an entity key needs.
 KEY_TYPES = (*INTEGERS, "string", "date", "boolean")
+#: Columns of the frames that rows travel in beside their join keys (`OfflineTable.read_order`).
+RESERVED = ("event_us", "created_us", "version", "position", "__path", "__position")
 #: Feature kind -> the column types that it holds without loss. Integers of another size are range-checked row by row.
 ACCEPTED = {
     "bool": ("boolean",),
@@ -77,6 +79,8 @@ def check_columns(view: FeatureView, columns: Mapping[str, str]) -> list[str]:
     problems = []
     for key in view.join_keys:
         problems += _check(columns, key, "join key", KEY_TYPES)
+        if key in RESERVED:
+            problems.append(f"join key {key!r}: found a reserved name, expected another than {', '.join(RESERVED)}")
     problems += _check(columns, view.event_timestamp, "event_timestamp", ("timestamp",))
     if view.created_timestamp is not None:
         problems += _check(columns, view.created_timestamp, "created_timestamp", ("timestamp",))

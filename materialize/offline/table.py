@@ -33,7 +33,7 @@ RowCounts = npt.NDArray[np.int64]
 READER_FEATURES = frozenset({"deletionVectors", "timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
 #: The greatest protocol version that has no feature list.
 LAST_UNLISTED_READER = 2
-#: Log statistics are cut to milliseconds; an event may be up to this much later than its file's maximum.
+#: Log statistics are cut to milliseconds; an event may be up to this much outside its file's bounds.
 STATISTICS_SLACK_US = 1_000
 #: Bytes of wide columns decoded at once, before only the winning rows are kept.
 READ_BYTES = 64 * 2**20
@@ -91,7 +91,7 @@ def _reading(view: FeatureView) -> Iterator[None]:
             f"{subject}: found no readable table there, expected a folder with _delta_log. Nothing was written. "
             "Check the view's source, its credentials, and that the first commit is done."
         ) from None
-    except (DeltaError, OSError, pl.exceptions.PolarsError) as error:
+    except (DeltaError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise OfflineStoreError(
             f"{subject}: {type(error).__name__}: {first_line}. Nothing was written by this step; the watermark stays."
@@ -124,9 +124,16 @@ class OfflineTable:
             log = LogReader(self.delta)
             actions = pl.DataFrame(self.delta.get_add_actions()).to_dicts()
             masks = pl.DataFrame(self.delta.deletion_vectors())
-            live = {uri.removeprefix("file://"): np.asarray(mask, dtype=np.bool_) for uri, mask in masks.iter_rows()}
+            live = {
+                log.uri(uri.removeprefix(log.root)): np.asarray(mask, dtype=np.bool_) for uri, mask in masks.iter_rows()
+            }
             version_of = log.file_versions(self.version)
             files = [self._snapshot_file(log, action, version_of(action["path"]), live) for action in actions]
+        if unknown := live.keys() - {file.uri for file in files}:
+            raise OfflineStoreError(
+                f"{self.subject}: could not read exactly: found {len(unknown)} deletion vectors of no live file at version {self.version}, "
+                "expected none. Nothing was read."
+            )
         return sorted((file for file in files if _may_overlap(file, interval)), key=lambda file: file.uri)
 
     def _snapshot_file(self, log: LogReader, action: dict[str, Any], version: int, live: dict[str, Any]) -> DataFile:
@@ -139,7 +146,7 @@ class OfflineTable:
             rows=action["num_records"],
             partition_values=action.get("partition") or {},
             live=live.get(uri),
-            min_event_us=None if least is None else to_us(least),
+            min_event_us=None if least is None else to_us(least) - STATISTICS_SLACK_US,
             max_event_us=None if most is None else to_us(most) + STATISTICS_SLACK_US,
         )
 
@@ -207,8 +214,8 @@ class OfflineTable:
             dict.fromkeys((*view.join_keys, view.event_timestamp, view.created_timestamp or view.event_timestamp))
         )
         with _reading(view):
-            frame = self._scan(files, names).with_row_index("position").collect()
-        counts = _rows_per_file(frame["__path"], files)
+            frame = self._scan(files, names).with_row_index("__position").collect()
+        counts = self._rows_per_file(frame["__path"], files)
         frame = self._with_partition_values(frame, files, counts, names)
         created = (
             pl.lit(NO_CREATED)
@@ -220,7 +227,7 @@ class OfflineTable:
             event_us=pl.col(view.event_timestamp).to_physical(),
             created_us=created,
             version=pl.Series(np.repeat(np.array([file.version for file in files], dtype=np.int64), counts)),
-            position="position",
+            position="__position",
         )
         return _live_rows(ordered, files, counts), counts
 
@@ -239,7 +246,7 @@ class OfflineTable:
             some = files[block.first : block.last]
             with _reading(self.view):
                 frame = self._scan(some, names).slice(block.low - block.base, block.high - block.low).collect()
-            frame = self._with_partition_values(frame, some, _rows_per_file(frame["__path"], some), names)
+            frame = self._with_partition_values(frame, some, self._rows_per_file(frame["__path"], some), names)
             yield int(begin), frame.select(names)[wanted[begin:stop] - block.low]
 
     def _block_rows(self) -> int:
@@ -274,18 +281,23 @@ class OfflineTable:
             for name in partitioned
         )
 
+    def _rows_per_file(self, paths: pl.Series, files: Sequence[DataFile]) -> RowCounts:
+        """How many consecutive rows of *paths* belong to each file; a file may have none."""
+        runs = paths.rle().struct.unnest()
+        rows = dict(zip(runs["value"], runs["len"], strict=True))
+        counts = np.array([rows.get(file.uri, 0) for file in files], dtype=np.int64)
+        if counts.sum() != len(paths):
+            raise OfflineStoreError(
+                f"{self.subject}: could not read exactly: found {len(paths):,} rows, expected {counts.sum():,} by the files' addresses. "
+                "Nothing was written by this step; the watermark stays."
+            )
+        return counts
+
 
 def _may_overlap(file: DataFile, interval: Interval | None) -> bool:
     if interval is None or file.min_event_us is None or file.max_event_us is None:
         return True
     return file.min_event_us < to_us(interval.end) and file.max_event_us >= to_us(interval.start)
-
-
-def _rows_per_file(paths: pl.Series, files: Sequence[DataFile]) -> RowCounts:
-    """How many consecutive rows of *paths* belong to each file; a file may have none."""
-    runs = paths.rle().struct.unnest()
-    rows = dict(zip(runs["value"], runs["len"], strict=True))
-    return np.array([rows.get(file.uri, 0) for file in files], dtype=np.int64)
 
 
 def _live_rows(frame: pl.DataFrame, files: Sequence[DataFile], counts: RowCounts) -> pl.DataFrame:

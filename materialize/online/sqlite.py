@@ -44,7 +44,8 @@ STATEMENTS: dict[str, str] = dict(
 class SqliteStore(OnlineStore):
     """*url*: ``sqlite:///relative/path.db`` or ``sqlite:////absolute/path.db``. The file is made at the first use."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
+        self.busy_timeout = busy_timeout
         self.path = Path(url.removeprefix("sqlite:///"))
         self.location = f"sqlite:///{self.path}"
         self.lock = threading.RLock()
@@ -127,7 +128,7 @@ class SqliteStore(OnlineStore):
         with self.lock:
             try:
                 if self.opened is None:
-                    self.opened = _open(self.path)
+                    self.opened = _open(self.path, self.busy_timeout)
                 yield self.opened
             except sqlite3.Error as error:
                 if self.opened is not None and self.opened.in_transaction:
@@ -139,8 +140,8 @@ class SqliteStore(OnlineStore):
                 raise
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+def _open(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -169,7 +170,7 @@ def _translated(error: sqlite3.Error, what: str, path: Path) -> OnlineStoreError
     """The error of this package for one of the driver's."""
     text = str(error)
     if "locked" in text or "busy" in text:
-        return UnavailableError(f"{what}: another process held the file for {BUSY_TIMEOUT:g} s")
+        return UnavailableError(f"{what}: another process holds the file and did not let go in time")
     if not path.parent.is_dir():
         return OnlineStoreError(
             f"{what}: found no folder {path.parent}. Nothing was written. Create it, or change the URL."

@@ -16,12 +16,13 @@ local HEADER, SIZE, FORMAT, TOMBSTONE = "<BBHi8i8i8i8", 36, 1, 1
 local mode, ttl, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local unpack_header, sub, byte = struct.unpack, string.sub, string.byte
 local held = redis.call("MGET", unpack(KEYS))
-local outcomes, forever = {}, {}
+-- Records without an expiry, stored at the end: keys that hold a record, and keys that MGET gave nothing for.
+local outcomes, forever, absent, absent_at = {}, {}, {}, {}
 
 local function expiry(dead, event, floored)
   if dead then return keep end
   if not ttl then return nil end
-  local due = math.ceil((event + ttl) / 1000)
+  local due = math.max(1, math.ceil((event + ttl) / 1000)) -- SET refuses times before 1970
   if floored and due < keep then return keep end
   return due
 end
@@ -36,13 +37,26 @@ local function store(key, value, dead, event, floored)
   end
 end
 
+-- For a key that MGET gave nothing for: it is absent, or holds a hash, list ... that must be left alone.
+local function create(i, value, dead, event, floored)
+  local due = expiry(dead, event, floored)
+  if not due then
+    absent[#absent + 1] = KEYS[i]
+    absent[#absent + 1] = value
+    absent_at[#absent_at + 1] = i
+  elseif not redis.call("SET", KEYS[i], value, "PXAT", string.format("%.0f", due), "NX") then
+    return "3"
+  end
+  return "1"
+end
+
 for i = 1, #KEYS do
   local key, new, old = KEYS[i], ARGV[i + 3], held[i]
   local _, flags, _, event, created, version, floor = unpack_header(HEADER, new)
   local dead = flags % 2 == TOMBSTONE
   local outcome = "1"
   if not old then
-    store(key, new, dead, event, floor > 0)
+    outcome = create(i, new, dead, event, floor > 0)
   elseif #old < SIZE or byte(old, 1) ~= FORMAT then
     outcome = "3"
   else
@@ -72,4 +86,9 @@ for i = 1, #KEYS do
   outcomes[i] = outcome
 end
 if #forever > 0 then redis.call("MSET", unpack(forever)) end
+if #absent > 0 and redis.call("MSETNX", unpack(absent)) == 0 then
+  for n, i in ipairs(absent_at) do
+    if not redis.call("SET", KEYS[i], absent[2 * n], "NX") then outcomes[i] = "3" end
+  end
+end
 return table.concat(outcomes)

