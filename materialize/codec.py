@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from datetime import date, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from materialize.errors import OnlineStoreError
-from materialize.model import FIXED_WIDTHS, FeatureType, from_us
+from materialize.model import FIXED_WIDTHS, MAX_PRECISION, FeatureType, from_us
 from materialize.online.base import HEADER, TOMBSTONE, EncodedBatch
 from materialize.order import NO_FLOOR
 
@@ -53,6 +53,8 @@ HEADER_DTYPE = [
 #: Rows laid out at once: 2,048 records of 50 features stay in the processor's second-level cache.
 LAYOUT_ROWS = 2_048
 UNIX_DATE = date(1970, 1, 1)
+#: The default context would round decimals to 28 digits.
+EXACT = Context(prec=MAX_PRECISION)
 NUMBER_CODES = {
     "bool": "?",
     "int8": "b",
@@ -307,10 +309,7 @@ class Decoder:
 
     def __init__(self, features: Mapping[str, FeatureType]) -> None:
         self.features = dict(features)
-        codes = [
-            f"{kind.width}s" if kind.kind in {"list", "decimal"} else NUMBER_CODES[kind.kind] if kind.width else "I"
-            for kind in features.values()
-        ]
+        codes = [_slot_code(kind) for kind in features.values()]
         self.fixed = struct.Struct("<" + "".join(codes))
         self.bitmap_size = (len(features) + 7) // 8
 
@@ -333,13 +332,24 @@ class Decoder:
         return values
 
 
+def _slot_code(kind: FeatureType) -> str:
+    """What `struct` calls a feature's slot in the fixed section."""
+    if kind.width is None:
+        return "I"
+    return f"{kind.width}s" if kind.kind in {"list", "decimal"} else NUMBER_CODES[kind.kind]
+
+
 def _value(slot: Any, kind: FeatureType) -> Any:
     if kind.kind == "list":
         return list(struct.unpack(f"<{len(slot) // FIXED_WIDTHS[kind.item]}{NUMBER_CODES[kind.item]}", slot))
     convert = CONVERTERS.get(kind.kind)
     if convert is not None:
         return convert(slot)
-    return Decimal(int.from_bytes(slot, "little", signed=True)).scaleb(-kind.scale) if kind.kind == "decimal" else slot
+    return (
+        Decimal(int.from_bytes(slot, "little", signed=True)).scaleb(-kind.scale, EXACT)
+        if kind.kind == "decimal"
+        else slot
+    )
 
 
 CONVERTERS: dict[str, Callable[[Any], Any]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from materialize.model import to_us
+from materialize.model import duration_text, to_us
 from materialize.order import stamp
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def valid_rows(
         "empty join key": pl.any_horizontal(pl.col(key) == "" for key in strings) if strings else pl.lit(value=False),
         f"entity key longer than {max_key_bytes:,} bytes": too_long,
         "null event timestamp": event.is_null(),
-        f"event timestamp more than {view.max_future} in the future": event > to_us(now + view.max_future),
+        f"event timestamp more than {duration_text(view.max_future)} in the future": event
+        > to_us(now + view.max_future),
         "event timestamp before 1684": event < -EXACT_US,
         "created timestamp outside 1684 to 2255": ~created.is_between(-EXACT_US, EXACT_US),
     }

@@ -18,6 +18,7 @@ __all__ = [
     "Retention",
     "RunReport",
     "Watermark",
+    "duration_text",
     "from_us",
     "mask_credentials",
     "to_us",
@@ -28,6 +29,7 @@ Mode = Literal["incremental", "backfill", "rebuild"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
+UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 
 def to_us(moment: datetime) -> int:
@@ -40,6 +42,13 @@ def to_us(moment: datetime) -> int:
 def from_us(moment_us: int) -> datetime:
     """The UTC datetime of *moment_us* microseconds since 1970."""
     return EPOCH + moment_us * MICROSECOND
+
+
+def duration_text(duration: timedelta) -> str:
+    """*duration* as the YAML writes it, in its largest whole unit: ``1d``, ``36h``, ``90s``."""
+    seconds = int(duration.total_seconds())
+    unit = next(unit for unit in "dhms" if seconds % UNIT_SECONDS[unit] == 0)
+    return f"{seconds // UNIT_SECONDS[unit]}{unit}"
 
 
 def mask_credentials(url: str) -> str:

@@ -70,7 +70,9 @@ def no_progress(_entities: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The rows that one piece reads. ``counts``: physical rows per file. ``reasons``: rows left out so far, by reason; grows."""
+    """The rows that one piece reads. ``counts``: physical rows per file. Both grow while they are read: ``reasons``, rows that
+    cannot be stored, by reason; ``expired``, latest rows left out because of the view's ttl, per pass.
+    """
 
     view: FeatureView
     table: OfflineTable
@@ -78,6 +80,8 @@ class _Source:
     counts: RowCounts
     max_value_bytes: int
     reasons: dict[str, int]
+    expired: list[int]
+    now: datetime
 
 
 def write_piece(
@@ -108,7 +112,7 @@ def write_piece(
     fresh = latest.unexpired(winners, view, now)
     at = stamp(plan.generation, plan.to_version)
     floor = at if plan.snapshot else NO_FLOOR
-    source = _Source(view, table, files, counts, store.max_value_bytes, reasons)
+    source = _Source(view, table, files, counts, store.max_value_bytes, reasons, [winners.height - fresh.height], now)
     with Writer(store, _write_call(view, store, plan, now), progress) as writer:
         for order, features in _storable(source, fresh, valid):
             size = max(
@@ -123,7 +127,7 @@ def write_piece(
                     codec.encode(keys, stamped, features.slice(low, size), view, schema_id=plan.schema_id, floor=floor)
                 )
     stale, written, unchanged = writer.outcomes.tolist()
-    expired = winners.height - fresh.height
+    expired = sum(source.expired)
     report = PieceReport(
         rows_read=rows.height,
         entities=stale + written + unchanged + expired,
@@ -187,6 +191,8 @@ def _storable(source: _Source, fresh: pl.DataFrame, valid: pl.DataFrame) -> Iter
         older = latest.runners_up(valid, rejected, source.view.join_keys)
         candidates = [order if bad is None else order.filter(~bad) for order, _, bad in _checked(source, older)]
         second = latest.newest_of(candidates, source.view.join_keys) if candidates else older
+        found, second = second.height, latest.unexpired(second, source.view, source.now)
+        source.expired.append(found - second.height)
         for first, features in source.table.read_features(source.files, source.counts, second["position"]):
             yield second.slice(first, features.height), features
 

@@ -192,7 +192,7 @@ def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
 
 
 def _sweep(view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> int:
-    """Tombstone every entity online that the snapshot has no storable row of. Returns how many of them were live.
+    """Tombstone every entity online that the snapshot has no storable row of. Returns how many of them readers still saw.
 
     Every row of the snapshot was written with the snapshot's floor, so a lower floor means "not in the snapshot".
     """
@@ -203,6 +203,8 @@ def _sweep(view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> 
         batch = codec.tombstones([keys[row] for row in gone], at)
         outcomes = with_retry(partial(store.replace, view.name, batch, at=at, retention=retention))
         live = heads["flags"][gone] & TOMBSTONE == 0
+        if view.ttl_us is not None:
+            live &= heads["event_us"][gone] + view.ttl_us > to_us(now)
         deleted += int((live & (outcomes == WRITTEN)).sum())
     return deleted
 

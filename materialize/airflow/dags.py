@@ -28,7 +28,7 @@ CRONS = {"hourly": "0 * * * *", "daily": "0 0 * * *"}
 KEY_FORMATS = {"hourly": "%Y-%m-%dT%H", "daily": "%Y-%m-%d"}
 
 #: Every task: a store that does not answer is tried again after 30 s, 1 min and 2 min; any other error needs somebody to
-#: act, so it fails at once (docs: the table of error classes). A worker that dies is retried by Airflow itself.
+#: act, so it fails at once . A worker that dies is retried by Airflow itself.
 TASK_DEFAULTS: dict[str, Any] = {
     "retries": 3,
     "retry_delay": timedelta(seconds=30),
