@@ -28,9 +28,6 @@ __all__ = [
 class MaterializeError(Exception):
     """The base of every error raised on purpose by this package."""
 
-    #: Whether the same call may succeed later with nobody doing anything.
-    retryable = False
-
 
 class ConfigError(MaterializeError):
     """The configuration is wrong. Nothing was read or written; fix the file that the message names."""
@@ -50,8 +47,6 @@ class OnlineStoreError(MaterializeError):
 
 class UnavailableError(OnlineStoreError):
     """The online store did not answer. Nothing is lost: the watermark stays, and running again is harmless."""
-
-    retryable = True
 
 
 class WatermarkError(MaterializeError):

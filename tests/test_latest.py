@@ -1,0 +1,157 @@
+"""The newest storable row of each entity: a total order, quarantine with reasons, and pieces that add up."""
+
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+
+import polars as pl
+import pytest
+from hypothesis import given, strategies as st
+
+from materialize import latest
+from materialize.model import FeatureType, FeatureView, Interval, from_us, to_us
+from materialize.order import NO_CREATED
+
+NOW = datetime(2025, 6, 1, tzinfo=timezone.utc)
+NOW_US = to_us(NOW)
+SCHEMA = {
+    "k": pl.String,
+    "n": pl.Int64,
+    "event_us": pl.Int64,
+    "created_us": pl.Int64,
+    "version": pl.Int64,
+    "position": pl.UInt32,
+}
+
+
+def view(**changes):
+    fields = {"join_keys": ("k", "n"), "event_timestamp": "ts", "features": {"x": FeatureType("int64")}}
+    return FeatureView(**{"name": "v", "source": "s", "online_stores": ("default",), **fields, **changes})
+
+
+def frame(rows):
+    return pl.DataFrame([(*row, position) for position, row in enumerate(rows)], schema=SCHEMA, orient="row")
+
+
+rows = st.lists(
+    st.tuples(
+        st.sampled_from("ab"),
+        st.integers(0, 1),
+        st.integers(0, 3),
+        st.sampled_from([NO_CREATED, 1, 2]),
+        st.integers(0, 2),
+    ),
+    max_size=30,
+)
+
+
+@given(rows)
+def test_the_winner_is_the_greatest_by_event_created_commit_and_position(given_rows):
+    expected = {}
+    for position, (key, number, *order) in enumerate(given_rows):
+        expected[key, number] = max(expected.get((key, number), ()), (*order, position))
+
+    winners = latest.newest(frame(given_rows), ["k", "n"])
+
+    found = {(row["k"], row["n"]): tuple(list(row.values())[2:]) for row in winners.to_dicts()}
+    assert found == expected
+    assert winners["position"].is_sorted()
+
+
+@given(rows, st.integers(1, 5))
+def test_shards_cut_the_entities_without_loss_or_overlap(given_rows, shards):
+    whole = frame(given_rows)
+    parts = [latest.selected(whole, ["k", "n"], interval=None, shard=shard, shards=shards) for shard in range(shards)]
+
+    assert pl.concat(parts).sort("position").equals(whole)
+    owners = [set(part.select("k", "n").rows()) for part in parts]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+
+
+def test_shards_are_the_same_in_another_process():
+    code = (
+        "import polars as pl; from materialize.latest import selected;"
+        "rows = pl.DataFrame({'k': [f'key{n}' for n in range(100)], 'n': range(100)});"
+        "print(selected(rows, ['k', 'n'], interval=None, shard=1, shards=3)['n'].to_list())"
+    )
+    rows = pl.DataFrame({"k": [f"key{number}" for number in range(100)], "n": range(100)})
+
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
+
+    assert other.strip() == str(latest.selected(rows, ["k", "n"], interval=None, shard=1, shards=3)["n"].to_list())
+
+
+def test_an_interval_has_its_start_and_not_its_end_and_no_row_without_event_time():
+    rows = frame([("a", 1, moment, 0, 0) for moment in (9, 10, 19, 20, None)])
+
+    found = latest.selected(rows, ["k", "n"], interval=Interval(from_us(10), from_us(20)), shard=0, shards=1)
+
+    assert found["event_us"].to_list() == [10, 19]
+
+
+GOOD = ("a", 1, NOW_US, NO_CREATED, 0)
+BAD = {
+    "null join key": [(None, 1, NOW_US, 0, 0), ("a", None, NOW_US, 0, 0)],
+    "empty join key": [("", 1, NOW_US, 0, 0)],
+    "entity key longer than 300 bytes": [("é" * 200, 1, NOW_US, 0, 0), ("|" * 150, 1, NOW_US, 0, 0)],
+    "null event timestamp": [("a", 1, None, 0, 0)],
+    "event timestamp more than 1d in the future": [("a", 1, NOW_US + 86_400_000_001, 0, 0), ("a", 1, 2**62, 0, 0)],
+    "event timestamp before 1684": [("a", 1, -(2**53) - 1, 0, 0)],
+    "created timestamp outside 1684 to 2255": [("a", 1, NOW_US, 2**53 + 1, 0), ("a", 1, NOW_US, -(2**53) - 1, 0)],
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_a_row_whose_key_or_times_cannot_be_stored_is_quarantined_with_its_reason(reason):
+    found, reasons = latest.valid_rows(frame([GOOD, *BAD[reason], GOOD]), view(), now=NOW, max_key_bytes=300)
+
+    assert found["position"].to_list() == [0, len(BAD[reason]) + 1]
+    assert reasons == {reason: len(BAD[reason])}
+
+
+def test_rows_at_the_limits_are_valid():
+    limits = [
+        ("x" * 298, 1, NOW_US, 0, 0),
+        ("|" * 99, 1, NOW_US, 0, 0),
+        ("a", 1, NOW_US + 86_400_000_000, 2**53, 0),
+        ("a", 1, -(2**53), NO_CREATED, 0),
+    ]
+
+    found, reasons = latest.valid_rows(frame(limits), view(), now=NOW, max_key_bytes=300)
+
+    assert (found.height, reasons) == (len(limits), {})
+
+
+def test_a_row_with_several_reasons_counts_once_under_the_first():
+    rows = frame([(None, None, None, 2**60, 0), ("", 1, None, 0, 0)])
+
+    found, reasons = latest.valid_rows(rows, view(), now=NOW, max_key_bytes=300)
+
+    assert (found.height, reasons) == (0, {"null join key": 1, "empty join key": 1})
+
+
+def test_runners_up_are_all_other_rows_of_the_entities():
+    rows = frame([("a", 1, 5, 0, 0), ("b", 1, 5, 0, 0), ("a", 1, 4, 0, 0), ("b", 1, 9, 0, 0), ("a", 2, 1, 0, 0)])
+
+    found = latest.runners_up(rows, [rows[3:4], rows[4:5]], ["k", "n"])
+
+    assert found["position"].to_list() == [1]
+
+
+def test_a_row_expires_when_its_ttl_is_over_and_not_before():
+    rows = frame([("a", 1, NOW_US - 3_600_000_000, 0, 0), ("b", 1, NOW_US - 3_600_000_000 + 1, 0, 0)])
+
+    assert latest.unexpired(rows, view(ttl=timedelta(hours=1)), NOW)["k"].to_list() == ["b"]
+    assert latest.unexpired(rows, view(), NOW).height == 2
+
+
+def test_a_stamp_is_the_rows_own_commit_or_the_snapshot():
+    rows = frame([("a", 1, 1, 0, 4), ("b", 1, 1, 0, 5)])
+
+    assert latest.stamped(rows, 2, at=None)["version"].to_list() == [2 * 2**40 + 4, 2 * 2**40 + 5]
+    assert latest.stamped(rows, 2, at=77)["version"].to_list() == [77, 77]
+
+
+def test_the_greatest_event_time_of_no_rows_is_none():
+    assert latest.greatest_event_us(frame([])) is None
+    assert latest.greatest_event_us(frame([GOOD])) == NOW_US

@@ -1,0 +1,80 @@
+"""Background writes: all counted, bounded, and an error reaches the caller."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from materialize.errors import OnlineStoreError
+from materialize.online.memory import MemoryStore
+from materialize.testing import Row, make_batch
+from materialize.writer import Writer
+
+
+class Store(MemoryStore):
+    parallel_writes = 2
+
+
+def batch(rows):
+    return make_batch([Row(b"%d" % number) for number in range(rows)])
+
+
+def test_every_batch_is_counted_by_outcome_and_bytes():
+    progress = []
+    with Writer(Store(), lambda part: np.arange(len(part), dtype=np.uint8) % 3, progress.append) as writer:
+        for rows in (3, 4, 0, 5):
+            writer.submit(batch(rows))
+
+    assert writer.outcomes.tolist() == [5, 4, 3]
+    assert progress == [3, 4, 0, 5]
+    assert writer.nbytes == sum(batch(rows).nbytes for rows in (3, 4, 0, 5))
+
+
+def test_no_more_than_the_stores_share_runs_at_once_and_one_batch_waits():
+    running, most, submitted, gate = [], [], [], threading.Semaphore(0)
+
+    def write(part):
+        running.append(part)
+        gate.acquire(timeout=10)
+        most.append(len(running))
+        running.pop()
+        return np.ones(len(part), dtype=np.uint8)
+
+    def submit_all(writer):
+        for number in range(8):
+            writer.submit(batch(1))
+            submitted.append(number)
+
+    with Writer(Store(), write, lambda _: None) as writer:
+        thread = threading.Thread(target=submit_all, args=(writer,))
+        thread.start()
+        thread.join(0.3)
+        assert len(submitted) == 3
+        gate.release(8)
+        thread.join(10)
+
+    assert max(most) == 2
+    assert writer.outcomes.tolist() == [0, 8, 0]
+
+
+def test_an_error_of_a_background_write_reaches_the_caller():
+    def write(_):
+        raise OnlineStoreError("full")
+
+    def submit_all():
+        with Writer(Store(), write, lambda _: None) as writer:
+            for _ in range(10):
+                writer.submit(batch(1))
+
+    with pytest.raises(OnlineStoreError, match="full"):
+        submit_all()
+
+
+def test_an_error_of_the_caller_is_not_hidden_by_the_writer():
+    def submit_and_fail():
+        with Writer(Store(), lambda part: np.ones(len(part), dtype=np.uint8), lambda _: None) as writer:
+            writer.submit(batch(1))
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        submit_and_fail()
