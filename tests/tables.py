@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["NOW", "SCHEMA", "T0", "Table", "at", "inline_deletion_vector", "row"]
 
-#: The first event time of all tables, and the clock of the runs; both in the past, so that no server's clock matters.
-T0 = datetime(2025, 1, 1, tzinfo=timezone.utc)
-NOW = datetime(2025, 1, 10, tzinfo=timezone.utc)
+#: The first event time of all tables, and the clock of the runs: both ahead of every server's own clock, so that it never matters.
+T0 = datetime(2095, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2095, 1, 10, tzinfo=timezone.utc)
 UTC_TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
     [

@@ -1,0 +1,9 @@
+"""The DAG of the daily feature views; everything is in materialize.airflow.dags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from materialize.airflow.dags import materialize_dag
+
+dag = materialize_dag("daily", Path(__file__).parent)

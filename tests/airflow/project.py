@@ -1,0 +1,80 @@
+"""A project with three feature views in real Delta tables and an SQLite online store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import polars as pl
+from deltalake import write_deltalake
+
+from materialize.config import load
+from materialize.model import Watermark
+from materialize.online import open_store
+from materialize.serving import FeatureReader, FeatureVector
+from materialize.watermark import read as read_watermark
+
+__all__ = ["START", "Project"]
+
+#: The hour in which the story of each test begins; recent, because event times count for expiry.
+START = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0) - timedelta(hours=12)
+
+VIEW = """\
+description: {name} of a user
+source: {source}
+join_keys: [user_id]
+event_timestamp: event_timestamp
+created_timestamp: created_timestamp
+features:
+  amount: float64
+schedule: {schedule}
+online_stores: [{store}]
+"""
+
+
+@dataclass
+class Project:
+    """A config folder, a Delta table per view and an SQLite online store. The views: spending, risk (hourly), profile (daily)."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        (self.root / "config" / "feature_views").mkdir(parents=True)
+        self.set_stores(default=f"sqlite:///{self.root}/online.db")
+        for name, schedule in (("spending", "hourly"), ("risk", "hourly"), ("profile", "daily")):
+            self.set_view(name, schedule=schedule)
+            self.add(name, 1, event=0, amount=1.0)
+
+    def set_stores(self, **urls: str) -> None:
+        lines = [f'{name}: {{url: "{url}"}}\n' for name, url in urls.items()]
+        (self.root / "config" / "online_stores.yaml").write_text("".join(lines))
+
+    def set_view(
+        self, name: str, *, schedule: str = "hourly", source: str | None = None, store: str = "default"
+    ) -> None:
+        text = VIEW.format(name=name, source=source or self.root / name, schedule=schedule, store=store)
+        (self.root / "config" / "feature_views" / f"{name}.yaml").write_text(text)
+
+    def add(self, view: str, user: int, *, event: float, amount: float, created: float | None = None) -> None:
+        """Commit one row to the table of *view*; times are hours after START."""
+        times = {
+            "event_timestamp": START + timedelta(hours=event),
+            "created_timestamp": START + timedelta(hours=event if created is None else created),
+        }
+        row = pl.DataFrame({"user_id": [user], **{name: [time] for name, time in times.items()}, "amount": [amount]})
+        write_deltalake(str(self.root / view), row.to_arrow(), mode="append")
+
+    def vector(self, view: str, user: int, store: str = "default") -> FeatureVector:
+        config = load(self.root / "config")
+        with open_store(config.online_store(store)) as online:
+            reader = FeatureReader(config.feature_view(view), online)
+            return reader.lookup([str(user).encode()], now=datetime.now(timezone.utc))[0]
+
+    def amount(self, view: str, user: int) -> float | None:
+        """The served amount of a user, None when there is none."""
+        return self.vector(view, user).features.get("amount")
+
+    def watermark(self, view: str) -> Watermark | None:
+        with open_store(load(self.root / "config").online_store("default")) as online:
+            return read_watermark(online, view)

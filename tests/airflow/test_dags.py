@@ -1,0 +1,113 @@
+"""The DAG files: what they contain, what they cost, and how a wrong configuration shows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from materialize.airflow.tasks import config_dir
+from tests.airflow.runs import load_dags
+
+if TYPE_CHECKING:
+    from tests.airflow.project import Project
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("polars", "deltalake", "pyarrow", "redis", "boto3", "numpy")
+#: CPU seconds that parsing all DAG files may take beyond importing airflow.
+PARSE_BUDGET = 0.5
+
+PARSE = """
+import json, sys, time
+from airflow.dag_processing.dagbag import BundleDagBag
+import airflow.sdk
+from airflow.sdk import DAG, Asset, AssetAlias, BaseHook, CronPartitionTimetable, Param, TaskGroup, TriggerRule, task, task_group
+
+@task
+def nothing():
+    pass
+
+with DAG("warm"):
+    nothing()
+before = set(sys.modules)
+started = time.process_time()
+bag = BundleDagBag(sys.argv[1], bundle_path=sys.argv[1], bundle_name="dags-folder")
+print(json.dumps({
+    "seconds": time.process_time() - started,
+    "errors": bag.import_errors,
+    "dags": sorted(bag.dags),
+    "loaded": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
+}))
+"""
+
+
+def test_every_view_and_store_has_its_own_chain_of_tasks(project: Project, metadata_database: None) -> None:
+    project.set_stores(default="sqlite:///a.db", second="sqlite:///b.db")
+    project.set_view("risk", store="default, second")
+
+    bag = load_dags()
+
+    assert bag.import_errors == {}
+    assert sorted(bag.dags) == ["materialize_backfill", "materialize_daily", "materialize_hourly"]
+    chains = {name: {task.task_id.rpartition(".")[0] for task in dag.tasks} for name, dag in bag.dags.items()}
+    assert chains["materialize_hourly"] == {"spending__default", "risk__default", "risk__second"}
+    assert chains["materialize_daily"] == {"profile__default"}
+    hourly = bag.dags["materialize_hourly"]
+    order = [task.task_id for task in hourly.topological_sort() if task.task_id.startswith("risk__second.")]
+    assert order == [f"risk__second.{name}" for name in ("plan", "write", "commit", "publish")]
+    for task in hourly.tasks:
+        other = {one.rpartition(".")[0] for one in task.upstream_task_ids} - {task.task_id.rpartition(".")[0]}
+        assert not other, f"{task.task_id} waits for another view"
+
+
+def test_schedules_are_partitioned_and_never_catch_up(project: Project, metadata_database: None) -> None:
+    bag = load_dags()
+
+    for name, cron, key_format in (
+        ("materialize_hourly", "0 * * * *", "%Y-%m-%dT%H"),
+        ("materialize_daily", "0 0 * * *", "%Y-%m-%d"),
+    ):
+        dag = bag.dags[name]
+        assert (dag.timetable.expression, dag.timetable.key_format, dag.timetable.run_offset) == (cron, key_format, -1)
+        assert dag.catchup is False
+        assert dag.max_active_runs == 1
+
+
+def test_a_config_error_is_the_import_error_of_every_dag_file(project: Project, metadata_database: None) -> None:
+    path = project.root / "config" / "feature_views" / "risk.yaml"
+    path.write_text(path.read_text() + "ttl: 24\n")
+
+    bag = load_dags()
+
+    assert len(bag.import_errors) == 3
+    assert all("ConfigError" in text and "ttl" in text and "risk.yaml" in text for text in bag.import_errors.values())
+
+
+@pytest.mark.usefixtures("project")
+def test_parsing_the_dag_files_is_cheap_and_loads_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE, str(ROOT / "dags")],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["errors"] == {}
+    assert len(found["dags"]) == 3
+    assert not set(HEAVY) & set(found["loaded"])
+    assert found["seconds"] < PARSE_BUDGET
+
+
+def test_config_folder_is_beside_the_dags_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MATERIALIZE_CONFIG", raising=False)
+    assert config_dir(Path("/srv/dags")) == Path("/srv/config")
+
+    monkeypatch.setenv("MATERIALIZE_CONFIG", "/etc/features")
+    assert config_dir(Path("/srv/dags")) == Path("/etc/features")

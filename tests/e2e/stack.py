@@ -1,0 +1,202 @@
+"""A real Airflow on loopback ports for one test: API server, scheduler with its LocalExecutor, dag processor, SQLite."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["AirflowStack", "free_port"]
+
+ROOT = Path(__file__).parents[2]
+#: Seconds that the slowest step (a cold start on two busy cores) may take.
+PATIENCE = 120.0
+#: The states of a run that do not change any more.
+ENDED = ("success", "failed")
+#: Seconds that a process gets to end by itself.
+GRACE = 10.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class AirflowStack:
+    """Started on entry; on exit every process that it started is ended, whatever happened."""
+
+    def __init__(self, home: Path, dags: Path, **environment: str) -> None:
+        self.home = home
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = os.environ | {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__PARALLELISM": "2",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": self.url.rpartition(":")[2],
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+            **environment,
+        }
+
+    def __enter__(self) -> Self:
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            self.airflow("db", "migrate").wait(PATIENCE)
+            self.processes = {
+                name: self.airflow(name, *arguments)
+                for name, arguments in {
+                    "api-server": (),
+                    "scheduler": ("--skip-serve-logs",),
+                    "dag-processor": (),
+                }.items()
+            }
+            self.wait_until(self.healthy, "Airflow to be healthy")
+            self.token = self.request("GET", "/auth/token")["access_token"]
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def airflow(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start an airflow command in a process group of its own, with its output in ``<home>/<command>.log``."""
+        with (self.home / f"{arguments[0]}.log").open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                env=self.environment,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop(self) -> None:
+        """End the processes started here and their children, which are in the same groups."""
+        for process in self.processes.values():
+            signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        for process in self.processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+            signal_group(process, signal.SIGKILL)
+            process.wait()
+
+    def healthy(self) -> bool:
+        try:
+            health = self.request("GET", "/api/v2/monitor/health")
+        except OSError:
+            return False
+        return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Ask the REST API. Raises urllib.error.HTTPError for an answer of 400 and above."""
+        request = urllib.request.Request(
+            self.url + path, method=method, data=json.dumps(body).encode() if body else None
+        )
+        request.add_header("content-type", "application/json")
+        if hasattr(self, "token"):
+            request.add_header("authorization", f"Bearer {self.token}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return dict(json.load(answer))
+
+    def trigger(self, dag_id: str, **fields: Any) -> str:
+        """Start a run as the button in the UI does. Returns its id."""
+        run = self.request("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, **fields})
+        return str(run["dag_run_id"])
+
+    def finished(self, dag_id: str, run_id: str) -> str:
+        """Wait for the end of a run. Returns its state."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}"
+        self.wait_until(lambda: self.request("GET", path)["state"] in ENDED, f"{dag_id} {run_id} to end")
+        return str(self.request("GET", path)["state"])
+
+    def tasks(self, dag_id: str, run_id: str) -> dict[str, str]:
+        """The state of each task of a run; mapped tasks as ``task[map index]``."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances"
+        return {
+            one["task_id"] if one["map_index"] < 0 else f"{one['task_id']}[{one['map_index']}]": one["state"]
+            for one in self.request("GET", path)["task_instances"]
+        }
+
+    def parsed(self, *dag_ids: str) -> None:
+        """Wait until these DAGs are known; fails at once when a DAG file has an import error."""
+
+        def known() -> bool:
+            errors = self.request("GET", "/api/v2/importErrors")["import_errors"]
+            assert not errors, errors[0]["stack_trace"]
+            return set(dag_ids) <= {dag["dag_id"] for dag in self.request("GET", "/api/v2/dags")["dags"]}
+
+        self.wait_until(known, f"{', '.join(dag_ids)} to be parsed")
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        return list(self.request("GET", f"/api/v2/dags/{dag_id}/dagRuns?limit=100")["dag_runs"])
+
+    def ended(self, dag_id: str, run_type: str) -> list[dict[str, Any]]:
+        """The runs of a type that have come to their end."""
+        return [run for run in self.runs(dag_id) if run["run_type"] == run_type and run["state"] in ENDED]
+
+    def idle(self, dag_id: str) -> bool:
+        return all(run["state"] in ENDED for run in self.runs(dag_id))
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str) -> str:
+        """What a task logged in its first try."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances/{task_id}/logs/1"
+        return json.dumps(self.request("GET", path)["content"])
+
+    def returned(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """The return value of a task."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances/{task_id}/xcomEntries/return_value"
+        value = self.request("GET", path + "?deserialize=true")["value"]
+        return json.loads(value) if isinstance(value, str) else value
+
+    def wait_until(self, condition: Any, what: str) -> None:
+        """Poll until *condition* holds; fails when a process has died or patience is at its end."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            dead = [name for name, process in self.processes.items() if process.poll() is not None]
+            if dead or time.monotonic() > deadline:
+                raise AssertionError(f"waited for {what}; dead: {dead}\n{self.logs()}")
+            time.sleep(0.3)
+
+    def logs(self) -> str:
+        """The end of every log, for the message of a failed test."""
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.home.glob("*.log")))
+
+
+def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Signal the process group that *process*, started with a session of its own, leads."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
