@@ -221,7 +221,8 @@ class Watermark:
     """How far a view is in a store: every row of table versions up to ``version`` is in the store or counted.
 
     ``version`` None says that a whole-snapshot run of this ``generation`` has begun and has not finished.
-    ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator.
+    ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator. ``floor`` is the
+    version number (`materialize.order.stamp`) of the newest snapshot that was brought online whole.
     ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
     """
 
@@ -230,6 +231,7 @@ class Watermark:
     version: int | None
     schema: str
     run_id: str
+    floor: int = 0
     event_us: int | None = None
     finished_us: int | None = None
     counts: dict[str, int] = field(default_factory=dict)

@@ -111,7 +111,7 @@ def write_piece(
     winners = latest.newest(valid, view.join_keys)
     fresh = latest.unexpired(winners, view, now)
     at = stamp(plan.generation, plan.to_version)
-    floor = at if plan.snapshot else NO_FLOOR
+    floor = at if plan.snapshot else _known_floor(view, plan)
     source = _Source(view, table, files, counts, store.max_value_bytes, reasons, [winners.height - fresh.height], now)
     with Writer(store, _write_call(view, store, plan, now), progress) as writer:
         for order, features in _storable(source, fresh, valid):
@@ -152,6 +152,16 @@ def _files(table: OfflineTable, plan: Plan, piece: int) -> list[DataFile]:
     return files if plan.snapshot else cut(files, [file.size for file in files], plan.pieces)[piece]
 
 
+def _known_floor(view: FeatureView, plan: Plan) -> int:
+    """The floor that most entities have online, and that an entity has which the last whole snapshot did not have.
+
+    Records that already carry it are stored as they are, at half the server's time. Not with a ttl: there a floor makes a
+    record stay longer.
+    """
+    found = None if plan.watermark is None else Watermark.from_json(plan.watermark)
+    return NO_FLOOR if view.ttl is not None or found is None or found.version is None else found.floor
+
+
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
     """The table at the planned version. Raises when this process would not see what the planner saw."""
     if plan.engine != latest.ENGINE and plan.snapshot and plan.pieces > 1:
@@ -181,26 +191,30 @@ def _storable(source: _Source, fresh: pl.DataFrame, valid: pl.DataFrame) -> Iter
     Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
     """
     rejected: list[pl.DataFrame] = []
-    for order, features, bad in _checked(source, fresh):
+    for first, features in source.table.read_features(source.files, source.counts, fresh["position"]):
+        order, bad = fresh.slice(first, features.height), _unstorable(source, features)
         if bad is None:
             yield order, features
         else:
             rejected.append(order.filter(bad))
             yield order.filter(~bad), features.filter(~bad)
-    if rejected:
-        older = latest.runners_up(valid, rejected, source.view.join_keys)
-        candidates = [order if bad is None else order.filter(~bad) for order, _, bad in _checked(source, older)]
-        second = latest.newest_of(candidates, source.view.join_keys) if candidates else older
-        found, second = second.height, latest.unexpired(second, source.view, source.now)
-        source.expired.append(found - second.height)
-        for first, features in source.table.read_features(source.files, source.counts, second["position"]):
-            yield second.slice(first, features.height), features
+    if not rejected:
+        return
+    older = latest.runners_up(valid, rejected, source.view.join_keys)
+    candidates = [older.clear()]
+    for first, features in source.table.read_features(source.files, source.counts, older["position"]):
+        order, bad = older.slice(first, features.height), _unstorable(source, features)
+        candidates.append(order if bad is None else order.filter(~bad))
+    newest = latest.newest_of(candidates, source.view.join_keys)
+    second = latest.unexpired(newest, source.view, source.now)
+    source.expired.append(newest.height - second.height)
+    for first, features in source.table.read_features(source.files, source.counts, second["position"]):
+        yield second.slice(first, features.height), features
 
 
-def _checked(source: _Source, rows: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame, pl.Series | None]]:
-    """Blocks of *rows* with their features and which of them cannot be stored (None: all can); these are counted."""
-    for first, features in source.table.read_features(source.files, source.counts, rows["position"]):
-        bad, reasons = codec.unstorable_rows(features, source.view, max_value_bytes=source.max_value_bytes)
-        for reason, count in reasons.items():
-            source.reasons[reason] = source.reasons.get(reason, 0) + count
-        yield rows.slice(first, features.height), features, bad
+def _unstorable(source: _Source, features: pl.DataFrame) -> pl.Series | None:
+    """Which rows hold a value that cannot be stored (None: no row does); these are counted."""
+    bad, reasons = codec.unstorable_rows(features, source.view, max_value_bytes=source.max_value_bytes)
+    for reason, count in reasons.items():
+        source.reasons[reason] = source.reasons.get(reason, 0) + count
+    return bad

@@ -156,14 +156,15 @@ def commit(
     deleted = _sweep(view, store, plan, now) if plan.sweep else 0
     report = _summed(plan, pieces, deleted)
     if plan.mode != "backfill" and plan.from_version != plan.to_version:
-        before = None if plan.watermark is None else Watermark.from_json(plan.watermark).event_us
+        before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
         moved = Watermark(
             generation=plan.generation,
             table_id=plan.table_id,
             version=plan.to_version,
             schema=view.schema_text,
             run_id=plan.run_id,
-            event_us=max((moment for moment in (before, report.event_us) if moment is not None), default=None),
+            floor=stamp(plan.generation, plan.to_version) if plan.snapshot or before is None else before.floor,
+            event_us=_greatest(None if before is None else before.event_us, report.event_us),
             finished_us=to_us(now),
             counts=report.counts,
         )
@@ -223,10 +224,14 @@ def _summed(plan: Plan, pieces: Sequence[PieceReport], deleted: int) -> RunRepor
         to_version=plan.to_version,
         deleted=deleted,
         seconds=sum(piece.seconds for piece in pieces),
-        event_us=max((piece.event_us for piece in pieces if piece.event_us is not None), default=None),
+        event_us=_greatest(*(piece.event_us for piece in pieces)),
         run_id=plan.run_id,
         interval=None if plan.interval is None else str(plan.interval),
         reason=plan.reason,
         quarantine_reasons=reasons,
         **totals,
     )
+
+
+def _greatest(*moments: int | None) -> int | None:
+    return max((moment for moment in moments if moment is not None), default=None)

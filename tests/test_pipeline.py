@@ -826,7 +826,7 @@ def test_records_of_merged_rows_carry_their_commit_and_of_a_snapshot_its_version
     assert {key: (head.version, head.floor) for key, head in heads.items()} == {
         b"a": (stamp(1, 1), stamp(1, 1)),
         b"b": (stamp(1, 1), stamp(1, 1)),
-        b"c": (stamp(1, 2), NO_FLOOR),
-        b"d": (stamp(1, 3), NO_FLOOR),
+        b"c": (stamp(1, 2), stamp(1, 1)),
+        b"d": (stamp(1, 3), stamp(1, 1)),
     }
     assert from_us(heads[b"a"].event_us) == at(1)

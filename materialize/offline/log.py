@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from deltalake import DeltaTable
 
-__all__ = ["OLDEST", "Commit", "CommitGone", "DataFile", "LogReader", "partition_value"]
+__all__ = ["OLDEST", "Commit", "CommitGone", "DataFile", "LogReader", "partition_value", "total_rows"]
 
 #: Commit files read at once; reads are small and latency-bound on object stores.
 READERS = 16

@@ -128,16 +128,18 @@ class RedisStore(OnlineStore):
         values, value_ends = _framed(batch.values)
         ttl = b"" if retention.ttl_us is None else b"%d" % retention.ttl_us
         options = b"".join(_bulk(part) for part in (mode.encode(), ttl, b"%d" % -(-retention.keep_until_us // 1000)))
-        for low, high in _calls(value_ends):
-            rows = high - low
-            head = b"*%d\r\n$7\r\nEVALSHA\r\n%b%b" % (
-                2 * rows + 6,
-                _bulk(self.write_script.sha.encode()),
-                _bulk(b"%d" % rows),
+        head = b"*%d\r\n$7\r\nEVALSHA\r\n" + _bulk(self.write_script.sha.encode()) + b"$%d\r\n%b\r\n"
+        return (
+            b"".join(
+                (
+                    head % (2 * (high - low) + 6, len(str(high - low)), b"%d" % (high - low)),
+                    keys[key_ends[low] : key_ends[high]],
+                    options,
+                    values[value_ends[low] : value_ends[high]],
+                )
             )
-            yield b"".join(
-                (head, keys[key_ends[low] : key_ends[high]], options, values[value_ends[low] : value_ends[high]])
-            )
+            for low, high in list(_calls(value_ends))
+        )
 
     def _pipeline(self, connection: Connection, requests: Iterator[bytes]) -> bytes:
         """Send all requests with bounded bytes in flight and read every reply, in order."""

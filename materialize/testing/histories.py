@@ -30,11 +30,12 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One write call of a run. ``at`` None: merge, else replace by the snapshot *at*."""
+    """One write call of a run. ``at`` None: merge, else replace by the snapshot *at*; ``floor``: what the records carry."""
 
     rows: tuple[Row, ...]
     at: int | None = None
     tie_wins: bool = False
+    floor: int = order.NO_FLOOR
 
 
 class History:
@@ -46,7 +47,7 @@ class History:
         self.rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self.snapshots: list[frozenset[Fact]] = [frozenset()]
         self.log: list[tuple[set[Fact], set[Fact]]] = [(set(), set())]
-        self.uid, self.generation, self.watermark = 0, 1, 0
+        self.uid, self.generation, self.watermark, self.floor = 0, 1, 0, order.NO_FLOOR
 
     @property
     def head(self) -> int:
@@ -104,19 +105,20 @@ class History:
 
     def rebuild(self, head: int) -> list[Step]:
         self.generation += 1
+        self.floor = stamp(self.generation, head)
         return [step for step in self._replace(list(self.entities), head) if step.rows]
 
     def _merge(self, facts: Sequence[Fact], version: int | None) -> Step:
         winners = [fact for entity in self.entities if (fact := self.latest(facts, entity)) is not None]
         rows = (self._row(fact, fact.version if version is None else version) for fact in winners)
-        return Step(tuple(rows), tie_wins=version is None)
+        return Step(tuple(rows), tie_wins=version is None, floor=self.rng.choice([order.NO_FLOOR, self.floor]))
 
     def _replace(self, entities: Sequence[bytes], head: int) -> list[Step]:
         at = stamp(self.generation, head)
         found = {entity: self.latest(self.snapshots[head], entity) for entity in entities}
         live = tuple(self._row(fact, head) for fact in found.values() if fact is not None)
         gone = tuple(Row(entity, None, 0, at, b"") for entity, fact in found.items() if fact is None)
-        return [Step(live, at), Step(gone, at)]
+        return [Step(live, at, floor=at), Step(gone, at, floor=at)]
 
     def _row(self, fact: Fact, version: int) -> Row:
         return Row(fact.entity, fact.event, fact.created, stamp(self.generation, version), struct.pack("<q", fact.uid))
@@ -168,7 +170,7 @@ def play_history(store: OnlineStore, seed: int, view: str) -> None:
 
 def _apply(store: OnlineStore, view: str, model: dict[bytes, order.Record], steps: Sequence[Step], seed: int) -> None:
     for step in steps:
-        batch = make_batch(step.rows, floor=order.NO_FLOOR if step.at is None else step.at)
+        batch = make_batch(step.rows, floor=step.floor)
         expected = []
         for row, value in zip(step.rows, batch.values.to_pylist(), strict=True):
             held, new = model.get(row.key), unpack_order(value)

@@ -10,85 +10,87 @@
 -- Returns n characters, one per key: "0" stale, "1" written, "2" unchanged (materialize/order.py), "3" the key holds
 -- something that is no record of this format and was left alone.
 --
--- Numbers are unpacked, never compared as strings: Lua's string order follows the server's locale. All are exact below 2^53.
+-- Numbers are unpacked, never compared as strings: Lua's string order follows the server's locale. All are exact below
+-- 2^53. A record that is stored as it came costs half of one that is put together anew, so bytes are only replaced where
+-- they differ.
 
-local HEADER, SIZE, FORMAT, TOMBSTONE = "<BBHi8i8i8i8", 36, 1, 1
-local mode, ttl, keep = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local unpack_header, sub, byte = struct.unpack, string.sub, string.byte
+local SIZE, FORMAT, TOMBSTONE = 36, 1, 1
+local FIELDS = "<BBxxi8i8i8i8" -- format version, flags, event time, created time, version, floor
+local replacing, tie_wins = ARGV[1] == "replace", ARGV[1] == "merge_tie"
+local ttl, keep = tonumber(ARGV[2]), tonumber(ARGV[3])
+local unpack_fields, sub = struct.unpack, string.sub
 local held = redis.call("MGET", unpack(KEYS))
--- Records without an expiry, stored at the end: keys that hold a record, and keys that MGET gave nothing for.
-local outcomes, forever, absent, absent_at = {}, {}, {}, {}
-
-local function expiry(dead, event, floored)
-  if dead then return keep end
-  if not ttl then return nil end
-  local due = math.max(1, math.ceil((event + ttl) / 1000)) -- SET refuses times before 1970
-  if floored and due < keep then return keep end
-  return due
-end
-
-local function store(key, value, dead, event, floored)
-  local due = expiry(dead, event, floored)
-  if due then
-    redis.call("SET", key, value, "PXAT", string.format("%.0f", due))
-  else
-    forever[#forever + 1] = key
-    forever[#forever + 1] = value
-  end
-end
-
--- For a key that MGET gave nothing for: it is absent, or holds a hash, list ... that must be left alone.
-local function create(i, value, dead, event, floored)
-  local due = expiry(dead, event, floored)
-  if not due then
-    absent[#absent + 1] = KEYS[i]
-    absent[#absent + 1] = value
-    absent_at[#absent_at + 1] = i
-  elseif not redis.call("SET", KEYS[i], value, "PXAT", string.format("%.0f", due), "NX") then
-    return "3"
-  end
-  return "1"
-end
+-- Records without an expiry are stored at the end: over keys that hold a record, and to keys that MGET gave nothing for,
+-- which are absent or hold a hash, list ... that must be left alone.
+local outcomes, over, last_over, fresh, last_fresh, fresh_row = {}, {}, 0, {}, 0, {}
 
 for i = 1, #KEYS do
-  local key, new, old = KEYS[i], ARGV[i + 3], held[i]
-  local _, flags, _, event, created, version, floor = unpack_header(HEADER, new)
+  local new, old = ARGV[i + 3], held[i]
+  local _, flags, event, created, version, floor = unpack_fields(FIELDS, new)
   local dead = flags % 2 == TOMBSTONE
-  local outcome = "1"
-  if not old then
-    outcome = create(i, new, dead, event, floor > 0)
-  elseif #old < SIZE or byte(old, 1) ~= FORMAT then
-    outcome = "3"
-  else
-    local _, old_flags, _, old_event, old_created, old_version, old_floor = unpack_header(HEADER, old)
-    local old_dead = old_flags % 2 == TOMBSTONE
-    local both_live = not dead and not old_dead
-    local same = (dead and old_dead) or (both_live and event == old_event and created == old_created)
-    local newer = not dead and (old_dead or event > old_event or (event == old_event and created > old_created))
-    if mode == "replace" then
-      if version <= old_floor then
-        outcome = version == old_floor and "2" or "0"
-      elseif old_version <= version then
-        store(key, new, dead, event, true)
-      elseif newer then
-        store(key, sub(new, 1, 20) .. sub(old, 21, 28) .. sub(new, 29), dead, event, true)
-      else
-        outcome = "0"
-        store(key, sub(old, 1, 28) .. sub(new, 29, 36) .. sub(old, 37), old_dead, old_event, true)
-      end
-    elseif version > old_floor and (newer or (mode == "merge_tie" and same and version > old_version)) then
-      if old_floor > 0 then new = sub(new, 1, 28) .. sub(old, 29, 36) .. sub(new, 37) end
-      store(key, new, dead, event, old_floor > 0)
+  local outcome, kept = "1", new -- kept: what the key holds afterwards, nil when nothing changes
+
+  if old then
+    local format, old_flags, old_event, old_created, old_version, old_floor
+    if #old >= SIZE then
+      format, old_flags, old_event, old_created, old_version, old_floor = unpack_fields(FIELDS, old)
+    end
+    if format ~= FORMAT then
+      outcome, kept = "3", nil
     else
-      outcome = same and "2" or "0"
+      local old_dead = old_flags % 2 == TOMBSTONE
+      local same = dead == old_dead and event == old_event and created == old_created
+      local newer = not dead and (old_dead or event > old_event or (event == old_event and created > old_created))
+      if not replacing then
+        if version > old_floor and (newer or (tie_wins and same and version > old_version)) then
+          if old_floor ~= floor then
+            kept, floor = sub(new, 1, 28) .. sub(old, 29, 36) .. sub(new, 37), old_floor
+          end
+        else
+          outcome, kept = same and "2" or "0", nil
+        end
+      elseif version <= old_floor then
+        outcome, kept = version == old_floor and "2" or "0", nil
+      elseif old_version > version then
+        if newer then
+          kept = sub(new, 1, 20) .. sub(old, 21, 28) .. sub(new, 29)
+        else
+          outcome, kept = "0", sub(old, 1, 28) .. sub(new, 29, 36) .. sub(old, 37)
+          dead, event = old_dead, old_event
+        end
+      end
+    end
+  end
+
+  if kept then
+    local due = dead and keep
+    if ttl and not dead then
+      due = math.max(1, math.ceil((event + ttl) / 1000)) -- SET refuses times before 1970
+      if floor > 0 and due < keep then due = keep end
+    end
+    if due then
+      local time = string.format("%.0f", due)
+      if old then
+        redis.call("SET", KEYS[i], kept, "PXAT", time)
+      elseif not redis.call("SET", KEYS[i], kept, "PXAT", time, "NX") then
+        outcome = "3"
+      end
+    elseif old then
+      over[last_over + 1], over[last_over + 2] = KEYS[i], kept
+      last_over = last_over + 2
+    else
+      fresh[last_fresh + 1], fresh[last_fresh + 2] = KEYS[i], kept
+      last_fresh = last_fresh + 2
+      fresh_row[last_fresh] = i
     end
   end
   outcomes[i] = outcome
 end
-if #forever > 0 then redis.call("MSET", unpack(forever)) end
-if #absent > 0 and redis.call("MSETNX", unpack(absent)) == 0 then
-  for n, i in ipairs(absent_at) do
-    if not redis.call("SET", KEYS[i], absent[2 * n], "NX") then outcomes[i] = "3" end
+
+if last_over > 0 then redis.call("MSET", unpack(over)) end
+if last_fresh > 0 and redis.call("MSETNX", unpack(fresh)) == 0 then
+  for n = 2, last_fresh, 2 do
+    if not redis.call("SET", fresh[n - 1], fresh[n], "NX") then outcomes[fresh_row[n]] = "3" end
   end
 end
 return table.concat(outcomes)
