@@ -20,6 +20,14 @@ __all__ = ["PAST", "Project"]
 #: Minutes from the tables' first event time to a day before now: a row at PAST + 1 is what a real run sees as recent.
 PAST = (datetime.now(timezone.utc).replace(second=0, microsecond=0) - timedelta(days=1) - T0) / timedelta(minutes=1)
 MAIN = "from materialize.cli import main; main()"
+#: Root may read and write everything. This gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH (PR_CAPBSET_DROP), which holds
+#: from the next program on.
+DROP = """\
+import ctypes, os, sys
+for right in (1, 2):
+    ctypes.CDLL(None).prctl(24, right, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[1], *sys.argv[2:]])
+"""
 VIEW = """\
 source: {source}
 join_keys: [{keys}]
@@ -57,13 +65,16 @@ class Project:
             features="\n".join(f"  {name}: {kind}" for name, kind in features.items()),
         )
         (self.config / "feature_views" / "spending.yaml").write_text(text + changes.get("extra", ""))
-        (self.config / "online_stores.yaml").write_text(f"default: {{url: {json.dumps(changes.get('url', self.url))}}}\n")
+        (self.config / "online_stores.yaml").write_text(
+            f"default: {{url: {json.dumps(changes.get('url', self.url))}}}\n"
+        )
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """The command line, in a process that the caller waits for."""
+        """The command line, in a process that the caller waits for; *as_user*: without root's rights to files."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("COV_CORE")}
         environment |= {"MATERIALIZE_CONFIG": str(self.config), "NO_COLOR": "1"} | options.pop("env", {})
-        command = [sys.executable, "-c", MAIN, *arguments]
+        program = [DROP, MAIN] if options.pop("as_user", False) and os.geteuid() == 0 else [MAIN]
+        command = [sys.executable, "-c", *program, *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(command, env=environment, **(pipes | options))  # type: ignore[no-any-return]
 

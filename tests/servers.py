@@ -8,7 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,10 +92,9 @@ def _started(kind: str, folder: Path, options: tuple[str, ...], password: str | 
 def _ready(process: subprocess.Popen[bytes], client: redis.Redis) -> bool:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
-        try:
+        with suppress(redis.ConnectionError):
             return bool(client.ping())
-        except redis.ConnectionError:
-            time.sleep(0.02)
+        time.sleep(0.02)
     return False
 
 

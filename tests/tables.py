@@ -120,7 +120,9 @@ class Table:
         DeltaTable.create(str(self.path), schema=schema or self.schema, partition_by=list(partition_by))
         return self.version
 
-    def add_file(self, name: str, rows: pa.Table, *, partition: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    def add_file(
+        self, name: str, rows: pa.Table, *, partition: Mapping[str, Any] | None = None, **options: Any
+    ) -> dict[str, Any]:
         """Write a data file at *name* (a plain path) and return its add action; partition columns are not stored."""
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,12 @@ class Table:
             for action in self.actions(version)
             if action.get("add", {}).get("path") == path
         )
-        removed = {"path": path, "deletionTimestamp": 1, "dataChange": True, "partitionValues": added["partitionValues"]}
+        removed = {
+            "path": path,
+            "deletionTimestamp": 1,
+            "dataChange": True,
+            "partitionValues": added["partitionValues"],
+        }
         if "deletionVector" in added:  # a file is known by its path and its vector together
             removed["deletionVector"] = added["deletionVector"]
         actions: list[dict[str, Any]] = [

@@ -23,6 +23,8 @@ from tests.tables import NOW, Table, row
 if TYPE_CHECKING:
     from types import FrameType
 
+    from typing_extensions import Self
+
     from tests import servers
 
 PACKAGE = Path(materialize.__file__).parent
@@ -30,7 +32,9 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in 
 MOST_FILES, DEEPEST = 10, 5
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 #: The airflow room needs Airflow to be imported, which other tests do.
-IMPORTABLE = [path for path in SOURCES if "airflow" not in path.parts[len(PACKAGE.parts) :] and path.name != "__main__.py"]
+IMPORTABLE = [
+    path for path in SOURCES if "airflow" not in path.parts[len(PACKAGE.parts) :] and path.name != "__main__.py"
+]
 
 
 def ours(frame: FrameType) -> bool:
@@ -72,7 +76,7 @@ class Journey:
         if len(way) > len(self.deepest):
             self.deepest = tuple(code.co_name for code in reversed(way))
 
-    def __enter__(self) -> Journey:
+    def __enter__(self) -> Self:
         threading.setprofile(self.watch)
         sys.setprofile(self.watch)
         return self

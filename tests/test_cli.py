@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -17,7 +16,7 @@ from typer.testing import CliRunner
 
 from materialize.cli import app
 from tests import servers
-from tests.projects import MAIN, PAST, Project
+from tests.projects import PAST, Project
 from tests.tables import SCHEMA, T0, Table, row
 
 if TYPE_CHECKING:
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
     from click.testing import Result
 
 PASSWORD = "s3cret-p4ss"
-REPORT_KEYS = set(
-    "view store mode from_version to_version rows_read entities written stale expired quarantined deleted bytes seconds".split()
-)
+REPORT_KEYS = {
+    *("view", "store", "mode", "from_version", "to_version", "rows_read", "entities", "written"),
+    *("stale", "expired", "quarantined", "deleted", "bytes", "seconds"),
+}
 DAY = 24 * 60
 
 
@@ -118,7 +118,11 @@ def test_lookup_tells_present_missing_and_expired(project: Project) -> None:
     assert found["a"]["status"] == "present"
     assert found["a"]["features"] == {"amount": 1.5, "count": 1, "country": "DE"}
     assert datetime.fromisoformat(found["a"]["event_timestamp"]) == T0 + timedelta(minutes=PAST + 1)
-    assert (found["nobody"]["status"], found["nobody"]["features"], found["nobody"]["event_timestamp"]) == ("missing", {}, None)
+    assert (found["nobody"]["status"], found["nobody"]["features"], found["nobody"]["event_timestamp"]) == (
+        "missing",
+        {},
+        None,
+    )
     assert found["old"]["status"] in {"missing", "expired"}
 
 
@@ -148,7 +152,7 @@ def test_composite_keys_are_written_with_a_bar(tmp_path: Path) -> None:
     assert "user_id, shop, day" in cli(project, "lookup", "spending", "x|8").stderr
 
 
-def test_backfill_dry_run_prints_a_plan_and_writes_nothing(project: Project, tmp_path: Path) -> None:
+def test_backfill_dry_run_prints_a_plan_and_writes_nothing(project: Project) -> None:
     project.table.append(past("a"), past("b", -3 * DAY))
     start, end = ((T0 + timedelta(minutes=PAST + minutes)).isoformat() for minutes in (-DAY, DAY))
 
@@ -159,7 +163,6 @@ def test_backfill_dry_run_prints_a_plan_and_writes_nothing(project: Project, tmp
     (report,) = reports(project, "backfill", "spending", "--start", start, "--end", end)
     assert (report["written"], report["rows_read"]) == (1, 1)
     assert [one["status"] for one in reports(project, "lookup", "spending", "a", "b")] == ["present", "missing"]
-    assert tmp_path
 
 
 def test_plan_status_doctor_and_rebuild(project: Project) -> None:
@@ -175,13 +178,15 @@ def test_plan_status_doctor_and_rebuild(project: Project) -> None:
     assert reports(project, "plan")[0]["rows"] == 1
     assert reports(project, "rebuild")[0]["written"] == 2
     assert reports(project, "status")[0]["behind"] == 0
-    assert {one["check"] for one in reports(project, "doctor")} == {"table", "online store default"} or len(reports(project, "doctor")) == 2
+    assert [one["check"] for one in reports(project, "doctor")] == ["table", "online store"]
 
 
 def test_failing_view_does_not_hold_back_the_others(project: Project) -> None:
     project.table.append(past("a"))
     text = (project.config / "feature_views" / "spending.yaml").read_text()
-    (project.config / "feature_views" / "broken.yaml").write_text(text.replace(str(project.table.path), "/nowhere/at/all"))
+    (project.config / "feature_views" / "broken.yaml").write_text(
+        text.replace(str(project.table.path), "/nowhere/at/all")
+    )
 
     result = cli(project, "incremental", "--json")
 
@@ -201,7 +206,10 @@ def test_failing_view_does_not_hold_back_the_others(project: Project) -> None:
         (("backfill", "spending", "--start", "2025-01-01T00:00", "--end", "2025-01-02T00:00Z"), "without a time zone"),
         (("backfill", "spending", "--start", "2025-01-01", "--end", "2025-01-02"), "without a time zone"),
         (("backfill", "spending", "--start", "today", "--end", "2025-01-02T00:00Z"), "found 'today'"),
-        (("backfill", "spending", "--start", "2025-01-02T00:00Z", "--end", "2025-01-02T00:00Z"), "a start before the end"),
+        (
+            ("backfill", "spending", "--start", "2025-01-02T00:00Z", "--end", "2025-01-02T00:00Z"),
+            "a start before the end",
+        ),
         (("backfill", "spending", "--start", "2025-01-02T00:00Z"), "end"),
         (("lookup", "spending", "a", "--features", "amount,nothing"), "'nothing'"),
         (("lookup", "spending", "a|b"), "user_id"),
@@ -252,35 +260,24 @@ def test_missing_table(project: Project) -> None:
 def test_table_without_read_access(project: Project) -> None:
     """Root reads everything, so as root the command drops that right first."""
     project.table.append(past("a"))
-    log = project.table.path / "_delta_log"
     for path in (project.table.log_file(0), *project.table.path.glob("*.parquet")):
         mode = path.stat().st_mode
         path.chmod(0)
         try:
-            ended = run_without_root_rights(project, "incremental")
+            ended = run_as_user(project, "incremental")
         finally:
             path.chmod(mode)
         assert ended[0] == 1, path
         assert str(project.table.path) in ended[1]
-        assert "ermission denied" in ended[1] or "no readable table" in ended[1]
+        assert "Permission denied" in ended[1]
         assert "Traceback" not in ended[1]
-    assert log.exists()
 
 
-def run_without_root_rights(project: Project, *arguments: str) -> tuple[int, str]:
+def run_as_user(project: Project, *arguments: str) -> tuple[int, str]:
     if os.geteuid() == 0 and not sys.platform.startswith("linux"):
         pytest.skip("NOT TESTED: as root every file can be read, and there is no way to give that up here")
-    bounding_set_drop, rights = 24, (1, 2)  # PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def drop() -> None:
-        if os.geteuid() == 0:
-            for right in rights:
-                libc.prctl(bounding_set_drop, right, 0, 0, 0)
-
-    with project.start(*arguments, preexec_fn=drop) as process:
-        _, err = process.communicate(timeout=120)
-    return process.returncode, err
+    ended = project.run(*arguments, as_user=True)
+    return ended.returncode, ended.stderr
 
 
 def test_missing_columns_and_wrong_types_are_told_at_once(project: Project) -> None:
@@ -295,7 +292,9 @@ def test_missing_columns_and_wrong_types_are_told_at_once(project: Project) -> N
 
 
 def test_naive_timestamps_are_refused(project: Project) -> None:
-    naive = pa.schema([field.with_type(pa.timestamp("us")) if pa.types.is_timestamp(field.type) else field for field in SCHEMA])
+    naive = pa.schema(
+        [field.with_type(pa.timestamp("us")) if pa.types.is_timestamp(field.type) else field for field in SCHEMA]
+    )
     Table(project.table.path, naive).create()
 
     assert "a timestamp without time zone" in refused(project)
@@ -326,7 +325,14 @@ def test_rows_that_cannot_be_stored_are_quarantined_with_their_reason(project: P
 
 
 def test_nan_and_infinities_are_stored_exactly(project: Project) -> None:
-    values = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf, "minus zero": -0.0, "tiny": 5e-324, "null": None}
+    values = {
+        "nan": math.nan,
+        "inf": math.inf,
+        "minus inf": -math.inf,
+        "minus zero": -0.0,
+        "tiny": 5e-324,
+        "null": None,
+    }
     project.table.append(*(past(name, 1, value) for name, value in values.items()))
     reports(project, "incremental")
 
@@ -341,16 +347,11 @@ def test_long_and_awkward_keys_are_found(project: Project) -> None:
     (report,) = reports(project, "incremental")
     typed = [key.replace("%", "%25").replace("|", "%7C") for key in keys]
 
-    found = reports(project, "lookup", "spending", "--", *typed) if False else reports_of_keys(project, typed)
+    result = cli(project, "lookup", "spending", "--json", "--", *typed)
 
+    found = [json.loads(line) for line in result.stdout.splitlines()]
     assert report["written"] == len(keys)
     assert [one["features"]["amount"] for one in found] == [float(index) for index in range(len(keys))]
-
-
-def reports_of_keys(project: Project, keys: list[str]) -> list[dict[str, Any]]:
-    result = cli(project, "lookup", "spending", "--json", "--", *keys)
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_empty_table_is_no_error(project: Project) -> None:
@@ -383,9 +384,13 @@ def test_store_that_is_down(project: Project) -> None:
     assert "redis://***@127.0.0.1" in message
     assert "Nothing is lost: the watermark stays. Run again when the store answers." in message
     assert PASSWORD not in message
-    assert PASSWORD not in cli(project, "doctor").output + cli(project, "status").output + cli(project, "incremental", "-vv").output
+    assert (
+        PASSWORD
+        not in cli(project, "doctor").output + cli(project, "status").output + cli(project, "incremental", "-vv").output
+    )
 
 
+@pytest.mark.usefixtures("valkey")
 def test_wrong_password(project: Project) -> None:
     project.table.append(past("a"))
     with servers.running("valkey", password="right") as server:
@@ -401,7 +406,11 @@ def test_wrong_password(project: Project) -> None:
 
 def test_password_in_a_broken_url_is_not_shown(project: Project) -> None:
     project.table.append(past("a"))
-    for url in (f"redis://:{PASSWORD}/x@127.0.0.1:6379/0", f"nosuch://u:{PASSWORD}@h/0", f"redis://:{PASSWORD}@127.0.0.1:port/0"):
+    for url in (
+        f"redis://:{PASSWORD}/x@127.0.0.1:6379/0",
+        f"nosuch://u:{PASSWORD}@h/0",
+        f"redis://:{PASSWORD}@127.0.0.1:port/0",
+    ):
         project.configure(url=url)
         result = cli(project, "incremental")
         assert result.exit_code in {1, 2}
@@ -416,7 +425,7 @@ def test_read_only_directory(project: Project, tmp_path: Path) -> None:
     project.configure(url=f"sqlite:///{folder}/online.db")
     folder.chmod(0o500)
     try:
-        code, err = run_without_root_rights(project, "incremental")
+        code, err = run_as_user(project, "incremental")
     finally:
         folder.chmod(0o700)
 
@@ -432,10 +441,10 @@ def test_read_only_database_file(project: Project, tmp_path: Path) -> None:
     project.table.append(past("b"))
     (tmp_path / "online.db").chmod(0o400)
 
-    code, err = run_without_root_rights(project, "incremental")
+    code, err = run_as_user(project, "incremental")
 
     assert code == 1
-    assert "readonly" in err or "read-only" in err or "Let this user write" in err
+    assert "Let this user write" in err
     assert "Traceback" not in err
 
 
@@ -472,4 +481,3 @@ def test_help_is_complete(project: Project) -> None:
     assert result.exit_code == 0
     for command in ("incremental", "backfill", "rebuild", "plan", "status", "lookup", "doctor"):
         assert command in result.output
-    assert "main()" in MAIN

@@ -31,7 +31,12 @@ WIDE = pa.schema([*SCHEMA, ("score", pa.float64())])
 
 
 def watermark(table: Table, version: int, **changes: Any) -> Watermark:
-    values = {"generation": 1, "table_id": str(table.delta.metadata().id), "schema": table.view.schema_text, "run_id": "r"}
+    values = {
+        "generation": 1,
+        "table_id": str(table.delta.metadata().id),
+        "schema": table.view.schema_text,
+        "run_id": "r",
+    }
     return Watermark(**(values | {"version": version} | changes))
 
 
@@ -212,7 +217,12 @@ def test_large_file_between_small_ones_is_read_in_slices_without_losing_a_row(ta
     table.create(schema=data.schema)
     names = ("a", "b", "c", "d")
     parts = (data.slice(0, 2), data.slice(2, large), data.slice(large + 2, 1), data.slice(large + 3, 2))
-    table.commit(*(table.add_file(f"{name}.parquet", part, row_group_size=7_000) for name, part in zip(names, parts, strict=True)))
+    table.commit(
+        *(
+            table.add_file(f"{name}.parquet", part, row_group_size=7_000)
+            for name, part in zip(names, parts, strict=True)
+        )
+    )
     table.change_view(features=wide)
     opened = open_table(table.view)
     files = opened.snapshot_files()
@@ -250,7 +260,23 @@ def test_interval_reads_no_file_outside_of_it_and_every_file_that_may_touch_it(t
 
 # --- partition values --------------------------------------------------------------------------------------------------
 
-AWKWARD = ["a b", "a/b", "100%", "%20", "ü€😀", "a=b", "x:y", "p|q", "{z}", "C:\\d", "?#&", "it's", 'say "x"', "tab\t", "."]
+AWKWARD = [
+    "a b",
+    "a/b",
+    "100%",
+    "%20",
+    "ü€😀",
+    "a=b",
+    "x:y",
+    "p|q",
+    "{z}",
+    "C:\\d",
+    "?#&",
+    "it's",
+    'say "x"',
+    "tab\t",
+    ".",
+]
 
 
 @pytest.mark.parametrize("folder", ["table", "a b", "ü #+&="])
@@ -297,12 +323,37 @@ def test_partition_values_of_every_type_are_typed_alike_on_both_paths(tmp_path: 
     table.create(partition_by=list(types))
     table.append(row("a", 1, **{name: values[0] for name, (_, values) in types.items()}))
     table.append(row("b", 1, **{name: values[1] for name, (_, values) in types.items()}))
-    kinds = ["int8", "int16", "int32", "int64", "float64", "float32", "bool", "bool", "date", "timestamp", "decimal(10,2)"]
+    kinds = [
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "float64",
+        "float32",
+        "bool",
+        "bool",
+        "date",
+        "timestamp",
+        "decimal(10,2)",
+    ]
     table.change_view(features=dict(zip(types, kinds, strict=True)))
 
     for rows in (snapshot(table), added(table, 0)):
         found = {one["user_id"]: [one[name] for name in types] for one in rows}
         assert found == {"a": [values[0] for _, values in types.values()], "b": [None] * len(types)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2095-01-01 00:01:30.5", "2095-01-01 00:01:30.500000", "2095-01-01T00:01:30.500Z", "2095-01-01T00:01:30.50Z"],
+)
+def test_partition_timestamps_are_read_as_any_writer_leaves_them(tmp_path: Path, text: str) -> None:
+    table = Table(tmp_path / "t", schema=pa.schema([*SCHEMA, ("moment", UTC_TIME)]))
+    table.create(partition_by=["moment"])
+    table.commit(table.add_file("f.parquet", table.arrow([row("a", 1, moment=None)]), partition={"moment": text}))
+    table.change_view(features={"moment": "timestamp"})
+
+    assert [one["moment"] for one in added(table, 0)] == [T0 + timedelta(seconds=90.5)]
 
 
 def test_join_key_and_event_time_may_be_partition_columns(table: Table) -> None:
@@ -491,7 +542,9 @@ def test_update_in_the_window_needs_a_rebuild(table: Table) -> None:
 
 def test_merge_that_updates_in_the_window_needs_a_rebuild(table: Table) -> None:
     two_commits(table)
-    merging = table.delta.merge(table.arrow([row("a", 5), row("z", 5)]), "s.user_id = t.user_id", source_alias="s", target_alias="t")
+    merging = table.delta.merge(
+        table.arrow([row("a", 5), row("z", 5)]), "s.user_id = t.user_id", source_alias="s", target_alias="t"
+    )
     merging.when_matched_update_all().when_not_matched_insert_all().execute()
 
     needs_rebuild(table, 1, "commit 2 removed or rewrote rows")
@@ -500,7 +553,9 @@ def test_merge_that_updates_in_the_window_needs_a_rebuild(table: Table) -> None:
 
 def test_merge_that_only_inserts_is_read(table: Table) -> None:
     two_commits(table)
-    merging = table.delta.merge(table.arrow([row("y", 5), row("z", 5)]), "s.user_id = t.user_id", source_alias="s", target_alias="t")
+    merging = table.delta.merge(
+        table.arrow([row("y", 5), row("z", 5)]), "s.user_id = t.user_id", source_alias="s", target_alias="t"
+    )
     merging.when_not_matched_insert_all().execute()
 
     try:
@@ -612,7 +667,7 @@ def test_data_file_that_is_lost_is_told(table: Table) -> None:
     two_commits(table)
     (table.path / path_in_log(table, 1)).unlink()
 
-    with pytest.raises(OfflineStoreError, match="could not read Delta table .* Nothing was written"):
+    with pytest.raises(OfflineStoreError, match=r"could not read Delta table .* Nothing was written"):
         snapshot(table)
 
 
@@ -687,9 +742,15 @@ def test_column_mapping_is_refused(table: Table, mode: str) -> None:
         if "metaData" in action:
             schema = json.loads(action["metaData"]["schemaString"])
             for index, column in enumerate(schema["fields"]):
-                column["metadata"] = {"delta.columnMapping.id": index + 1, "delta.columnMapping.physicalName": f"col-{index}"}
+                column["metadata"] = {
+                    "delta.columnMapping.id": index + 1,
+                    "delta.columnMapping.physicalName": f"col-{index}",
+                }
             action["metaData"]["schemaString"] = json.dumps(schema)
-            action["metaData"]["configuration"] = {"delta.columnMapping.mode": mode, "delta.columnMapping.maxColumnId": "6"}
+            action["metaData"]["configuration"] = {
+                "delta.columnMapping.mode": mode,
+                "delta.columnMapping.maxColumnId": "6",
+            }
     table.log_file(0).write_text("".join(json.dumps(action) + "\n" for action in actions))
 
     with pytest.raises(OfflineStoreError, match="column mapping"):
@@ -740,7 +801,9 @@ def test_broken_data_file_is_told(table: Table) -> None:
         snapshot(table)
 
 
-def test_source_may_be_relative_a_link_or_a_file_uri(table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_may_be_relative_a_link_or_a_file_uri(
+    table: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table.append(row("a", 1))
     (tmp_path / "link").symlink_to(table.path)
     monkeypatch.chdir(tmp_path)
@@ -772,7 +835,12 @@ def test_pinned_version_is_read_while_the_table_moves_on(table: Table) -> None:
 def test_event_times_of_other_units_are_read_exactly(table: Table) -> None:
     table.create()
     moments = [T0 + timedelta(microseconds=1), T0 - timedelta(days=30_000, microseconds=7)]
-    columns = {"user_id": ["a", "b"], "amount": [1.0, 2.0], "count": pa.array([1, 2], pa.int64()), "country": ["x", "y"]}
+    columns = {
+        "user_id": ["a", "b"],
+        "amount": [1.0, 2.0],
+        "count": pa.array([1, 2], pa.int64()),
+        "country": ["x", "y"],
+    }
     times = pa.array(moments, UTC_TIME)
     nanoseconds = pa.table({**columns, "event_timestamp": times.cast(pa.timestamp("ns", tz="UTC")), "created": times})
     table.commit(table.add_file("ns.parquet", nanoseconds, version="2.6"))

@@ -115,7 +115,7 @@ class TestRedisStore(OnlineStoreContract):
         assert outcomes == wanted
         assert sum(len(keys) for keys, _ in store.scan("view")) >= 50_000
 
-    def test_bytes_in_flight_stay_bounded(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_bytes_in_flight_stay_bounded(self, store: RedisStore) -> None:
         unanswered, most = 0, 0
 
         class Watched:
@@ -136,7 +136,9 @@ class TestRedisStore(OnlineStoreContract):
                 unanswered -= self.sizes.pop(0)
                 return self.connection.read_response(disable_decoding=disable_decoding)
 
-        requests = store._requests("view", make_batch([Row(b"%d" % n, payload=b"x" * 3_000) for n in range(5_000)]), "merge", FOREVER)
+        requests = store._requests(
+            "view", make_batch([Row(b"%d" % n, payload=b"x" * 3_000) for n in range(5_000)]), "merge", FOREVER
+        )
         store.client.script_load(store.write_script.script)
         connection = store.pool.get_connection()
         replies = store._pipeline(Watched(connection), requests)
@@ -151,7 +153,9 @@ class TestRedisStore(OnlineStoreContract):
         rows = [Row(b"%d" % number, payload=bytes([65 + number]) * size) for number, size in enumerate(sizes)]
 
         assert write(store, *rows) == [WRITTEN] * len(rows)
-        assert {key: record[HEADER.size :] for key, record in content(store).items()} == {row.key: row.payload for row in rows}
+        assert {key: record[HEADER.size :] for key, record in content(store).items()} == {
+            row.key: row.payload for row in rows
+        }
 
     def test_calls_are_bounded_in_rows_and_bytes(self, store: RedisStore) -> None:
         rows = [Row(b"%d" % number, payload=b"x" * (number % 7) * 20_000) for number in range(500)]
@@ -202,10 +206,16 @@ class TestRedisStore(OnlineStoreContract):
 
         write(store, Row(b"k", now + 1_000, version=AT + 1), retention=retention)
 
-        expected = -1 if ttl_hours is None else max(-(-(now + 1_000 + ttl_hours * HOUR_US) // 1000), -(-(now + 5 * HOUR_US) // 1000))
+        expected = (
+            -1
+            if ttl_hours is None
+            else max(-(-(now + 1_000 + ttl_hours * HOUR_US) // 1000), -(-(now + 5 * HOUR_US) // 1000))
+        )
         assert server.client.pexpiretime("fs:view:{k}") == expected
 
-    def test_a_newer_row_than_the_replacing_snapshot_keeps_its_floor_and_time(self, store: RedisStore, server: servers.Server) -> None:
+    def test_a_newer_row_than_the_replacing_snapshot_keeps_its_floor_and_time(
+        self, store: RedisStore, server: servers.Server
+    ) -> None:
         now = server_now_us()
         retention = Retention(HOUR_US, keep_until_us=now + 5 * HOUR_US)
         write(store, Row(b"k", now, version=AT + 9), retention=retention)
@@ -279,14 +289,16 @@ class TestRedisStore(OnlineStoreContract):
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
         flushed = _after_some_requests(store, server.client.script_flush)
 
-        with pytest.raises(UnavailableError, match="No matching script|NOSCRIPT"), flushed:
+        with pytest.raises(UnavailableError, match=r"No matching script|NOSCRIPT"), flushed:
             store.merge("view", batch, tie_wins=True, retention=FOREVER)
 
         outcomes = store.merge("view", batch, tie_wins=True, retention=FOREVER).tolist()
         assert set(outcomes) == {WRITTEN, UNCHANGED}
         assert len(content(store)) == 5_000
 
-    def test_a_connection_with_unread_replies_is_never_used_again(self, store: RedisStore, server: servers.Server) -> None:
+    def test_a_connection_with_unread_replies_is_never_used_again(
+        self, store: RedisStore, server: servers.Server
+    ) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
         with pytest.raises(UnavailableError), _after_some_requests(store, server.client.script_flush):
             store.merge("view", batch, tie_wins=True, retention=FOREVER)
@@ -294,7 +306,9 @@ class TestRedisStore(OnlineStoreContract):
         assert store.read_cell("view", "nothing") is None
         assert store.read("view", [b"nothing"]) == [None]
 
-    def test_a_killed_connection_is_told_and_the_next_call_makes_a_new_one(self, store: RedisStore, server: servers.Server) -> None:
+    def test_a_killed_connection_is_told_and_the_next_call_makes_a_new_one(
+        self, store: RedisStore, server: servers.Server
+    ) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
 
         def kill() -> None:
@@ -329,10 +343,8 @@ def _after_some_requests(store: RedisStore, happening: Callable[[], object], req
 
 def told(error: BaseException) -> str:
     """Everything that a log, a repr, a pickle or a chained traceback could show of *error*."""
-    seen = [str(error), repr(error), repr(pickle.loads(pickle.dumps(error)))]
-    for other in (error.__cause__, error.__context__ if not error.__suppress_context__ else None):
-        seen.append(repr(other))
-    return "\n".join(seen)
+    shown = None if error.__suppress_context__ else error.__context__
+    return "\n".join([str(error), *map(repr, (error, pickle.loads(pickle.dumps(error)), error.__cause__, shown))])
 
 
 def test_no_server_is_unavailable_and_the_url_is_masked() -> None:
@@ -436,7 +448,10 @@ def test_a_server_killed_within_a_batch_is_unavailable(kind: str) -> None:
         pytest.skip(f"no {kind}")
     batch = make_batch([Row(b"%d" % number, payload=b"x" * 500) for number in range(40_000)])
     with servers.running(kind) as server, RedisStore(server.url) as store:
-        with pytest.raises(UnavailableError, match="could not write 40,000 rows"), _after_some_requests(store, server.process.kill, 50):
+        with (
+            pytest.raises(UnavailableError, match="could not write 40,000 rows"),
+            _after_some_requests(store, server.process.kill, 50),
+        ):
             store.merge("view", batch, tie_wins=True, retention=FOREVER)
         server.process.wait()
         with pytest.raises(UnavailableError):

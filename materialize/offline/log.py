@@ -7,7 +7,9 @@ store, because the change feed and snapshot differences are silently wrong in kn
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from decimal import Decimal
@@ -115,10 +117,8 @@ class LogReader:
     def _read_left(self, last: int) -> list[Commit]:
         """Every commit up to *last* that the log still has; a cleanup may take some while they are read."""
         while True:
-            try:
+            with suppress(CommitGone):
                 return self._read(version for version in self.versions() if version <= last)
-            except CommitGone:
-                continue
 
     def _commit(self, version: int) -> Commit:
         try:
@@ -159,7 +159,9 @@ def partition_value(text: str | None, kind: str) -> Any:
 
 
 def _timestamp(text: str) -> datetime:
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    # Writers leave out zeros at the end of a fraction; Python 3.10 reads three or six digits only.
+    text = re.sub(r"\.(\d{1,6})(?!\d)", lambda fraction: f".{fraction[1]:0<6}", text.replace("Z", "+00:00"))
+    moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 

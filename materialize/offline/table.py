@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,16 @@ def _reading(view: FeatureView) -> Iterator[None]:
             "Check the view's source, its credentials, and that the first commit is done."
         ) from None
     except (DeltaError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
-        first_line = str(error).strip().partition("\n")[0]
         raise OfflineStoreError(
-            f"{subject}: {type(error).__name__}: {first_line}. Nothing was written by this step; the watermark stays."
+            f"{subject}: {type(error).__name__}: {_causes(error)}. Nothing was written by this step; the watermark stays."
         ) from error
+
+
+def _causes(error: BaseException) -> str:
+    """The first line of a message and the causes that deltalake lists below it, without its colours and backtrace."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines() or [""]
+    causes = [line.strip().removeprefix("↳").strip() for line in lines[1:] if "↳" in line]
+    return mask_credentials(": ".join([lines[0], *causes]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,9 @@ class Fact:
     def storable(self) -> bool:
         event = self.values["event"]
         keyed = self.values["region"] not in {None, ""} and self.values["user"] is not None
-        return bool(keyed and event is not None and event <= NOW + timedelta(days=1) and self.values["name"] != OVERSIZED)
+        return bool(
+            keyed and event is not None and event <= NOW + timedelta(days=1) and self.values["name"] != OVERSIZED
+        )
 
     @property
     def order(self) -> tuple[Any, Any]:
@@ -93,7 +95,9 @@ class History:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
         self.partitioned = self.rng.random() < 0.4
-        self.entities = [(self.rng.choice(REGIONS), self.rng.choice([-1, 0, 1, 2**62 + 1])) for _ in range(self.rng.randint(1, 7))]
+        self.entities = [
+            (self.rng.choice(REGIONS), self.rng.choice([-1, 0, 1, 2**62 + 1])) for _ in range(self.rng.randint(1, 7))
+        ]
 
     @property
     def view(self) -> FeatureView:
@@ -176,7 +180,11 @@ class History:
         table.delete(f"region = '{quoted}' AND \"user\" = {user}")
         self.version = int(table.version())
         # Rows that share a file with a deleted one are written again by that commit.
-        self.facts = [Fact(fact.values, fact.commit, min(fact.blurred, self.version)) for fact in self.facts if fact.key != (region, user)]
+        self.facts = [
+            Fact(fact.values, fact.commit, min(fact.blurred, self.version))
+            for fact in self.facts
+            if fact.key != (region, user)
+        ]
 
     # --- runs ---
 
@@ -200,7 +208,11 @@ class History:
         before = watermark.read(self.store, "v")
         snapshot = before is None or before.version is None
         try:
-            report = self.planned("incremental", self.rng.randint(2, 5)) if self.rng.random() < 0.3 else pipeline.incremental(self.view, self.store, self.run())
+            report = (
+                self.planned("incremental", self.rng.randint(2, 5))
+                if self.rng.random() < 0.3
+                else pipeline.incremental(self.view, self.store, self.run())
+            )
         except RebuildNeeded:
             self.rebuild()
             return
@@ -224,7 +236,11 @@ class History:
         interval = Interval(low, low + timedelta(minutes=self.rng.randint(1, 6)))
         report = pipeline.backfill(self.view, self.store, self.run(), interval)
         self.snapshot = self.version
-        inside = [fact for fact in self.facts if fact.values["event"] is not None and interval.start <= fact.values["event"] < interval.end]
+        inside = [
+            fact
+            for fact in self.facts
+            if fact.values["event"] is not None and interval.start <= fact.values["event"] < interval.end
+        ]
         self._check_counts(report, inside)
 
     def _check_counts(self, report: RunReport, read: list[Fact]) -> None:
@@ -233,8 +249,13 @@ class History:
         self.expect(report.entities == total, f"the counters of {report} do not add up")
         self.expect(report.quarantined == sum(report.quarantine_reasons.values()), f"quarantined of {report}")
         unkeyed = sum(not Fact({**fact.values, "name": None}, 0).storable for fact in read)
-        oversized = sum(Fact({**fact.values, "name": None}, 0).storable and fact.values["name"] == OVERSIZED for fact in read)
-        self.expect(unkeyed <= report.quarantined <= unkeyed + oversized, f"quarantined {report.quarantined} of {unkeyed} + {oversized}")
+        oversized = sum(
+            Fact({**fact.values, "name": None}, 0).storable and fact.values["name"] == OVERSIZED for fact in read
+        )
+        self.expect(
+            unkeyed <= report.quarantined <= unkeyed + oversized,
+            f"quarantined {report.quarantined} of {unkeyed} + {oversized}",
+        )
         entities = {fact.key for fact in read if fact.storable}
         self.expect(report.entities >= len(entities), f"entities {report.entities} of {len(entities)}")
 
@@ -324,7 +345,9 @@ def play(url: str, seed: int) -> None:
             except Divergence:
                 raise
             except Exception as error:
-                raise Divergence(f"seed {seed}: {type(error).__name__}: {error}\nhistory: {' '.join(history.log)}") from error
+                raise Divergence(
+                    f"seed {seed}: {type(error).__name__}: {error}\nhistory: {' '.join(history.log)}"
+                ) from error
 
 
 def shards(count: int, parts: int) -> list[range]:

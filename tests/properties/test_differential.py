@@ -26,17 +26,45 @@ HISTORIES = Path(__file__).with_name("histories.py")
 
 #: Planted bugs: file, what is there, what is put there. Each must make a history fail.
 MUTANTS = {
-    "created time ignored": ("latest.py", '.sort("event_us", "created_us", "version", "position")', '.sort("event_us", "version", "position")'),
-    "later commit does not win a tie in a run": ("latest.py", '.sort("event_us", "created_us", "version", "position")', '.sort("event_us", "created_us", "position")'),
-    "later commit does not win a tie in the store": ("piece.py", 'tie_wins=plan.mode == "incremental"', "tie_wins=False"),
-    "rows without an event time are stored": ("latest.py", '"null event timestamp": event.is_null()', '"null event timestamp": pl.lit(value=False)'),
+    "created time ignored": (
+        "latest.py",
+        '.sort("event_us", "created_us", "version", "position")',
+        '.sort("event_us", "version", "position")',
+    ),
+    "later commit does not win a tie in a run": (
+        "latest.py",
+        '.sort("event_us", "created_us", "version", "position")',
+        '.sort("event_us", "created_us", "position")',
+    ),
+    "later commit does not win a tie in the store": (
+        "piece.py",
+        'tie_wins=plan.mode == "incremental"',
+        "tie_wins=False",
+    ),
+    "rows without an event time are stored": (
+        "latest.py",
+        '"null event timestamp": event.is_null()',
+        '"null event timestamp": pl.lit(value=False)',
+    ),
     "older rows win": ("order.py", "> (other.event_us, other.created_us)", "< (other.event_us, other.created_us)"),
     "deleted entities stay": ("pipeline.py", "if plan.sweep else 0", "if False else 0"),
-    "deletes are not noticed": ("offline/table.py", 'if any(remove["dataChange"] for remove in commit.removes)', "if False"),
-    "compaction counts as new rows": ("offline/table.py", 'for add in commit.adds if add["dataChange"]', "for add in commit.adds"),
+    "deletes are not noticed": (
+        "offline/table.py",
+        'if any(remove["dataChange"] for remove in commit.removes)',
+        "if False",
+    ),
+    "compaction counts as new rows": (
+        "offline/table.py",
+        'for add in commit.adds if add["dataChange"]',
+        "for add in commit.adds",
+    ),
     "the last commit is left out": ("offline/log.py", "range(first, last + 1)", "range(first, last)"),
-    "partition values of another file": ("offline/table.py", "np.repeat(np.arange(len(files)), counts)", "np.repeat(np.arange(len(files))[::-1], counts[::-1])"),
-    "no older row for an unstorable one": ("piece.py", "    if rejected:", "    if False:"),
+    "partition values of another file": (
+        "offline/table.py",
+        "np.repeat(np.arange(len(files)), counts)",
+        "np.repeat(np.arange(len(files))[::-1], counts[::-1])",
+    ),
+    "no older row for an unstorable one": ("piece.py", "if not rejected:", "if True:"),
     "null bitmap the wrong way round": ("codec.py", 'bitorder="little"', 'bitorder="big"'),
 }
 
@@ -65,7 +93,9 @@ def test_planted_bug_is_caught(tmp_path: Path, name: str) -> None:
 
     command = [sys.executable, str(tmp_path / HISTORIES.name), "memory://", "0", str(MUTANT_HISTORIES)]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
 
     assert ended.returncode == 1, f"the bug survived {MUTANT_HISTORIES} histories"
     assert "Divergence: seed" in ended.stderr
@@ -81,6 +111,8 @@ def test_unchanged_copy_of_the_package_passes(tmp_path: Path) -> None:
 
     command = [sys.executable, str(tmp_path / HISTORIES.name), "memory://", "0", "3"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
 
     assert (ended.returncode, ended.stdout) == (0, "the copy\n"), ended.stderr
