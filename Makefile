@@ -40,7 +40,7 @@ $(STAMP): requirements.txt pyproject.toml
 	fi
 	@echo "installing requirements.txt"
 	@$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep -oE '^uv==[^ ;]+' requirements.txt)"
-	@$(PY) -m uv pip install --quiet --python $(PY) -r requirements.txt
+	@$(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) -r requirements.txt
 	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --no-build-isolation -e .
 	@echo '$(CURDIR)' > $(STAMP)
 

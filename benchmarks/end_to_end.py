@@ -119,8 +119,11 @@ def check_bytes(name: str, server: Server, expected: dict[str, tuple[int, int, b
             raise WrongResult(f"{name}: entity {key!r}: found {found}, expected {(event_us, created_us, features)}")
 
 
-def one_round(arguments: argparse.Namespace, table: Lake, ready: Path) -> Round:
-    """Measure the product on one fresh server, then the limit on another; check counts and bytes after each step."""
+def one_round(arguments: argparse.Namespace, table: Lake, ready: tuple[Path, Path]) -> Round:
+    """Measure the product on one fresh server, then the limits on another; check counts and bytes after each step.
+
+    Each run has the limit of its own store: the first load an empty one, the others one that holds every entity.
+    """
     clean = {"rows_read": table.rows_per_day, "quarantined": 0, "deleted": 0, "expired": 0, "unchanged": 0}
     wins = {**clean, "entities": table.entities, "written": table.entities, "stale": 0}
     newer = {**wins, "from_version": lake.FIRST_DAY_VERSION, "to_version": 2 * lake.HOURS - 1}
@@ -144,17 +147,20 @@ def one_round(arguments: argparse.Namespace, table: Lake, ready: Path) -> Round:
         full = server.memory()
         past = ["--start", lake.FIRST_DAY.isoformat(), "--end", (lake.FIRST_DAY + lake.DAY).isoformat()]
         all_stale = product("all stale", ["backfill", VIEW, *past], loses, day=1)
-        commands = servers.write_ready_bytes(server, f"fs:{VIEW}:{{*", ready)
-    if commands != table.entities:
+        commands = [
+            servers.write_ready_bytes(server, f"fs:{VIEW}:{{*", path, seed=seed) for seed, path in enumerate(ready)
+        ]
+    if commands != [table.entities] * len(ready):
         raise WrongResult(f"the store holds {commands} records, expected {table.entities}")
     with servers.running_server(arguments.server) as server:
-        pipe = servers.pipe_load(server, ready, commands)
-    progress(f"{pipe.writer}: {pipe.seconds:.2f} s")
+        pipe, pipe_over = (servers.pipe_load(server, path, table.entities) for path in ready)
+    progress(f"{pipe.writer}: {pipe.seconds:.2f} s, over older records {pipe_over.seconds:.2f} s")
     return Round(
         first_load=first_load,
         incremental=incremental,
         all_stale=all_stale,
         pipe=pipe,
+        pipe_over=pipe_over,
         bytes_per_entity={name: (used - empty[name]) / table.entities for name, used in full.items()},
     )
 
@@ -211,7 +217,7 @@ def main() -> None:
         rounds = []
         for number in range(1, arguments.runs + 1):
             progress(f"round {number} of {arguments.runs}")
-            rounds.append(one_round(arguments, table, work / "ready.resp"))
+            rounds.append(one_round(arguments, table, (work / "ready.resp", work / "ready_again.resp")))
     feast = None
     if arguments.feast:
         progress(f"Feast, {arguments.feast:,} entities")

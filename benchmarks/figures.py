@@ -46,6 +46,7 @@ class Round:
     incremental: Measured
     all_stale: Measured
     pipe: PipeLoad
+    pipe_over: PipeLoad
     bytes_per_entity: dict[str, float]
 
 
@@ -108,18 +109,23 @@ def product_row(name: str, entities: int, measured: list[Measured], pipes: list[
     return f"| {' | '.join(cells)} |"
 
 
+def pipe_row(name: str, entities: int, pipes: list[float]) -> str:
+    """The row of a limit."""
+    return f"| {name} | {spread(pipes, seconds)} | - | {count(entities / statistics.median(pipes))} | 100% | 100% | - |"
+
+
 def markdown(setting: dict[str, Any], table: Lake, rounds: list[Round], feast: dict[str, Any] | None) -> str:
     """The figures as Markdown: where, what, how fast, and how far from the aims."""
     pipes = [each.pipe.seconds for each in rounds]
-    wall = statistics.median(each.incremental.wall_seconds for each in rounds)
-    of_pipe = statistics.median(each.pipe.seconds / each.incremental.wall_seconds for each in rounds)
+    over = [each.pipe_over.seconds for each in rounds]
+    wall = statistics.median(each.first_load.wall_seconds for each in rounds)
+    of_pipe = statistics.median(each.pipe.seconds / each.first_load.report_seconds for each in rounds)
+    of_pipe_over = statistics.median(each.pipe_over.seconds / each.incremental.report_seconds for each in rounds)
     peak = max(each.incremental.peak_bytes for each in rounds)
     memory = {name: statistics.median(each.bytes_per_entity[name] for each in rounds) for name in ("dataset", "used")}
     packages = ", ".join(f"{name} {number}" for name, number in setting["packages"].items())
     machine = f"{setting['cpu']}, {setting['cores']} cores, {setting['memory_gib']} GiB, {setting['server']}"
     sizes = f"{table.entities:,} entities x {table.features} float64, {table.rows_per_day:,} rows read per run"
-    pipe_cells = [f"{rounds[0].pipe.writer}, ready bytes", spread(pipes, seconds), "-"]
-    pipe_cells += [count(table.entities / statistics.median(pipes)), "100%", "100%", "-"]
     lines = [
         f"`{setting['command']}`",
         "",
@@ -128,10 +134,11 @@ def markdown(setting: dict[str, Any], table: Lake, rounds: list[Round], feast: d
         "",
         "| run | process, s | run, s | entities/s | process, of the pipe | run, of the pipe | peak MiB |",
         "|---|---|---|---|---|---|---|",
-        f"| {' | '.join(pipe_cells)} |",
-        product_row("first load", table.entities, [each.first_load for each in rounds], pipes),
-        product_row("guarded incremental", table.entities, [each.incremental for each in rounds], pipes),
-        product_row("all stale backfill", table.entities, [each.all_stale for each in rounds], pipes),
+        pipe_row(f"{rounds[0].pipe.writer} of ready bytes, empty store", table.entities, pipes),
+        product_row("incremental, empty store", table.entities, [each.first_load for each in rounds], pipes),
+        pipe_row(f"{rounds[0].pipe.writer} of ready bytes, over every entity", table.entities, over),
+        product_row("incremental, over every entity", table.entities, [each.incremental for each in rounds], over),
+        product_row("backfill, all stale", table.entities, [each.all_stale for each in rounds], over),
     ]
     if feast:
         lines.append(
@@ -142,13 +149,16 @@ def markdown(setting: dict[str, Any], table: Lake, rounds: list[Round], feast: d
         "",
         "| figure | measured | aim |",
         "|---|---|---|",
-        f"| guarded incremental, of the pipe | {of_pipe:.1%} | at least {AIM_OF_PIPE:.0%} |",
+        f"| guarded incremental, of the pipe, empty store | {of_pipe:.1%} | at least {AIM_OF_PIPE:.0%} |",
+        f"| guarded incremental, of the pipe, over every entity | {of_pipe_over:.1%} | - |",
         f"| peak memory of the guarded incremental | {peak / 1e9:.2f} GB | under {AIM_PEAK_BYTES / 1e9:.1f} GB |",
         f"| bytes per entity online, dataset | {memory['dataset']:.0f} | at most {AIM_BYTES_PER_ENTITY} |",
         f"| bytes per entity online, all used memory | {memory['used']:.0f} | - |",
     ]
     if feast:
         times = table.entities / wall / feast["entities_per_second"]
-        lines.append(f"| guarded incremental, times Feast's safe mode | {times:.0f} | at least {AIM_TIMES_FEAST} |")
+        lines.append(
+            f"| guarded incremental, whole process, empty store, times Feast's safe mode | {times:.0f} | at least {AIM_TIMES_FEAST} |"
+        )
         lines.append(f"| bytes per entity online, Feast (dataset) | {feast['bytes_per_entity']['dataset']:.0f} | - |")
     return "\n".join(lines) + "\n"

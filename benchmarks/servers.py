@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import re
 import shutil
 import socket
@@ -107,20 +108,20 @@ def running_server(kind: str) -> Iterator[Server]:
             process.wait()
 
 
-def write_ready_bytes(server: Server, pattern: str, path: Path) -> int:
-    """Write a ``SET key value`` in RESP for each string key that matches *pattern*. Returns the number of commands."""
-    commands = 0
-    cursor = 0
+def write_ready_bytes(server: Server, pattern: str, path: Path, *, seed: int) -> int:
+    """Write a ``SET key value`` in RESP for each string key that matches *pattern*. Returns the number of commands.
+
+    In random order: in the order of SCAN, or in that of an earlier load, the server would find its memory in order too.
+    """
+    keys = sorted(server.client.scan_iter(match=pattern, count=SCAN_KEYS))
+    random.Random(seed).shuffle(keys)
     with path.open("wb") as file:
-        while True:
-            cursor, keys = server.client.scan(cursor, match=pattern, count=SCAN_KEYS)
-            values = server.client.mget(keys) if keys else []
+        for low in range(0, len(keys), SCAN_KEYS):
+            some = keys[low : low + SCAN_KEYS]
             # A loop over rows, 600,000 a second: outside of all timings.
-            for key, value in zip(keys, values, strict=True):
+            for key, value in zip(some, server.client.mget(some), strict=True):
                 file.write(b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(value), value))
-            commands += len(keys)
-            if cursor == 0:
-                return commands
+    return len(keys)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,11 @@ HEADER_DTYPE = [
 #: Rows laid out at once: 2,048 records of 50 features stay in the processor's second-level cache.
 LAYOUT_ROWS = 2_048
 UNIX_DATE = date(1970, 1, 1)
+#: Days since 1970 of the first and last date that Delta's and Python's calendars have; in microseconds for timestamps.
+FIRST_DAY, LAST_DAY, DAY_US = (date.min - UNIX_DATE).days, (date.max - UNIX_DATE).days, 86_400_000_000
+CALENDAR = {"date": (FIRST_DAY, LAST_DAY), "timestamp": (FIRST_DAY * DAY_US, (LAST_DAY + 1) * DAY_US - 1)}
+#: Bytes in the fixed section that say how long a value in the variable section is.
+LENGTH_BYTES = 4
 #: The default context would round decimals to 28 digits.
 EXACT = Context(prec=MAX_PRECISION)
 NUMBER_CODES = {
@@ -89,19 +94,19 @@ def unstorable_rows(
     Returns: Boolean per row, None when all rows are storable; and the number of rows by reason, each under its first.
     """
     checks: dict[str, pl.Expr] = {}
-    size = pl.lit(HEADER.size + (len(view.features) + 7) // 8 + sum(kind.width or 4 for kind in view.features.values()))
     for name, kind in view.features.items():
         column = pl.col(name)
         if kind.kind in INTEGER_TYPES and features.schema[name] != INTEGER_TYPES[kind.kind]:
             fits = column.cast(INTEGER_TYPES[kind.kind], strict=False).is_not_null() | column.is_null()
             checks[f"feature {name!r} outside {kind}"] = ~fits
+        if kind.kind in CALENDAR:
+            inside = column.to_physical().is_between(*CALENDAR[kind.kind])
+            checks[f"feature {name!r} outside the years 1 to 9999"] = ~inside
         if kind.kind == "list":
             checks[f"feature {name!r} has a null inside a list"] = column.list.eval(pl.element().is_null()).list.any()
             checks |= _item_checks(name, kind, features.schema[name])
-        if kind.width is None:
-            size = size + _variable_bytes(column, kind).fill_null(0)
-    if any(kind.width is None for kind in view.features.values()):
-        checks[f"record longer than {max_value_bytes:,} bytes"] = size > max_value_bytes
+    if _longest_fixed(view) > max_value_bytes or any(kind.width is None for kind in view.features.values()):
+        checks[f"record longer than {max_value_bytes:,} bytes"] = _record_bytes(view) > max_value_bytes
     flags = features.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
     found = [flag for flag in flags if flag.any()]
     if not found:
@@ -122,6 +127,22 @@ def _item_checks(name: str, kind: FeatureType, dtype: pl.DataType) -> dict[str, 
         fits = item.cast(INTEGER_TYPES[kind.item], strict=False).is_not_null() | item.is_null()
         checks[f"feature {name!r} has an item outside {kind.item}"] = column.list.eval(~fits).list.any()
     return checks
+
+
+def _longest_fixed(view: FeatureView) -> int:
+    """Bytes of a record with a null bitmap and empty values in the variable section."""
+    slots = sum(kind.width or LENGTH_BYTES for kind in view.features.values())
+    return HEADER.size + (len(view.features) + 7) // 8 + slots
+
+
+def _record_bytes(view: FeatureView) -> pl.Expr:
+    """Bytes of each row's record; it has a bitmap only with a null."""
+    full = pl.all_horizontal(pl.col(name).is_not_null() for name in view.features).cast(pl.Int64)
+    size = pl.lit(_longest_fixed(view), pl.Int64) - full * ((len(view.features) + 7) // 8)
+    for name, kind in view.features.items():
+        if kind.width is None:
+            size = size + _variable_bytes(pl.col(name), kind).fill_null(0)
+    return size
 
 
 def _variable_bytes(column: pl.Expr, kind: FeatureType) -> pl.Expr:
@@ -312,16 +333,25 @@ class Decoder:
         codes = [_slot_code(kind) for kind in features.values()]
         self.fixed = struct.Struct("<" + "".join(codes))
         self.bitmap_size = (len(features) + 7) // 8
+        self.variable = [index for index, kind in enumerate(features.values()) if kind.width is None]
 
     def decode(self, record: bytes) -> dict[str, Any]:
-        """The feature values of a live record by name, None for null: int, float, bool, str, bytes, date, datetime, Decimal or list."""
+        """The feature values of a live record by name, None for null: int, float, bool, str, bytes, date, datetime, Decimal or list.
+
+        Raises OnlineStoreError for a record that is shorter or longer than its schema says.
+        """
         start = HEADER.size
         nulls = 0
         if record[1] & HAS_NULLS:
             nulls = int.from_bytes(record[start : start + self.bitmap_size], "little")
             start += self.bitmap_size
-        slots: tuple[Any, ...] = self.fixed.unpack_from(record, start)
         position = start + self.fixed.size
+        if len(record) < position:
+            raise _damaged(len(record), f"at least {position}")
+        slots: tuple[Any, ...] = self.fixed.unpack_from(record, start)
+        size = position + sum(slots[index] for index in self.variable)
+        if len(record) != size:
+            raise _damaged(len(record), str(size))
         values: dict[str, Any] = {}
         for index, (name, kind) in enumerate(self.features.items()):
             slot = slots[index]
@@ -330,6 +360,13 @@ class Decoder:
                 slot, position = record[position:end], end
             values[name] = None if nulls >> index & 1 else _value(slot, kind)
         return values
+
+
+def _damaged(found: int, expected: str) -> OnlineStoreError:
+    return OnlineStoreError(
+        f"could not decode a stored value: found {found} bytes, expected {expected} by its schema. "
+        "The value is damaged, or something else writes under this prefix. Run: materialize rebuild VIEW"
+    )
 
 
 def _slot_code(kind: FeatureType) -> str:

@@ -37,7 +37,7 @@ __all__ = ["PieceReport", "no_progress", "write_piece"]
 log = logging.getLogger(__name__)
 
 #: Bytes of records per write call: large enough to hide a round trip, small enough to overlap encoding with sending.
-BATCH_BYTES = 8 * 2**20
+BATCH_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)

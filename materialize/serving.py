@@ -72,6 +72,6 @@ class FeatureReader:
         if schema_id not in self.decoders:
             raise OnlineStoreError(
                 f"feature view {self.view.name!r}: could not decode a record in {self.store.location}: found the schema id {schema_id}, "
-                f"expected one of {sorted(self.decoders)}. The schemas cell was lost. Run: materialize rebuild {self.view.name}"
+                f"expected one of {sorted(self.decoders)}. The schemas cell was lost, or a newer release wrote the record. Upgrade this reader, or run: materialize rebuild {self.view.name}"
             )
         return self.decoders[schema_id]

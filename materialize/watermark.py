@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import zlib
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from materialize.errors import WatermarkError
+from materialize.errors import OnlineStoreError, WatermarkError
 from materialize.model import FeatureType, Watermark
 
 if TYPE_CHECKING:
@@ -25,9 +26,18 @@ SCHEMA_IDS = 2**16 - 1
 
 
 def read_text(store: OnlineStore, view: str) -> str | None:
-    """The watermark cell as it is stored: what `move` compares with. None for a view that was never loaded."""
+    """The watermark cell as it is stored: what `move` compares with. None for a view that was never loaded.
+
+    Raises OnlineStoreError for a cell that `Watermark.from_json` cannot read.
+    """
     content = store.read_cell(view, WATERMARK)
-    return None if content is None else content.decode()
+    if content is None:
+        return None
+    try:
+        Watermark.from_json(content)
+        return content.decode()
+    except (ValueError, TypeError):
+        raise _unreadable(store, view, WATERMARK) from None
 
 
 def read(store: OnlineStore, view: str) -> Watermark | None:
@@ -70,7 +80,7 @@ def register_schema(store: OnlineStore, view: FeatureView) -> int:
     """The id of the view's current schema, made known to every reader before a record uses it."""
     while True:
         content = store.read_cell(view.name, SCHEMAS)
-        known: dict[str, str] = {} if content is None else json.loads(content)
+        known = _schema_texts(store, view.name, content)
         schema_id = zlib.crc32(view.schema_text.encode()) % SCHEMA_IDS + 1
         while known.get(str(schema_id), view.schema_text) != view.schema_text:
             schema_id = schema_id % SCHEMA_IDS + 1
@@ -82,7 +92,28 @@ def register_schema(store: OnlineStore, view: FeatureView) -> int:
 
 
 def schemas(store: OnlineStore, view: str) -> dict[int, dict[str, FeatureType]]:
-    """Every schema that records of *view* may have: schema id -> feature name -> type, in the record's order."""
-    content = store.read_cell(view, SCHEMAS)
-    texts: dict[str, str] = {} if content is None else json.loads(content)
-    return {int(key): {name: FeatureType.parse(kind) for name, kind in json.loads(text)} for key, text in texts.items()}
+    """Every schema of *view* that this release can decode: schema id -> feature name -> type, in the record's order."""
+    known = {}
+    for schema_id, text in _schema_texts(store, view, store.read_cell(view, SCHEMAS)).items():
+        with suppress(ValueError):  # a type of a newer release: only records of that schema cannot be read here
+            known[int(schema_id)] = {name: FeatureType.parse(kind) for name, kind in json.loads(text)}
+    return known
+
+
+def _schema_texts(store: OnlineStore, view: str, content: bytes | None) -> dict[str, str]:
+    """The *content* of a schemas cell: schema id -> the schema's text."""
+    try:
+        texts: object = {} if content is None else json.loads(content)
+    except ValueError:
+        texts = None
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise _unreadable(store, view, SCHEMAS)
+    return texts
+
+
+def _unreadable(store: OnlineStore, view: str, cell: str) -> OnlineStoreError:
+    return OnlineStoreError(
+        f"feature view {view!r}: could not read the cell {cell!r} in {store.location}: found something else than this release writes. "
+        "A newer release did, or something else writes under this prefix; nothing was changed. "
+        f"Upgrade, or delete the cell and run: materialize rebuild {view}"
+    )

@@ -4,9 +4,10 @@ import math
 import re
 import struct
 from datetime import date, datetime, timedelta, timezone
-from decimal import Decimal
+from decimal import Context, Decimal
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -17,6 +18,8 @@ from materialize.model import FIXED_WIDTHS, LIST_ITEMS, FeatureType, FeatureView
 from materialize.order import NO_CREATED, stamp
 
 FORMAT = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+#: The default context rounds to 28 digits.
+EXACT = Context(prec=38)
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 EVENT, CREATED, VERSION, SCHEMA = 1700000000000001, 1700000000000002, stamp(1, 7), 513
 GOLDEN_TYPES = {
@@ -77,13 +80,18 @@ def frame_of(view, rows):
 
 
 def encoded(view, rows, *, floor=0):
+    return encoded_frame(view, frame_of(view, rows), floor=floor)
+
+
+def encoded_frame(view, frame, *, floor=0):
     """The record of each row, whatever order the encoder puts them in."""
-    height = len(rows)
-    keys = pl.Series([b"%d" % row for row in range(height)])
+    height = frame.height
+    keys = pl.Series([b"%d" % row for row in range(height)], dtype=pl.Binary)
     order = pl.DataFrame(
-        {"event_us": [EVENT] * height, "created_us": [CREATED] * height, "version": [VERSION] * height}
+        {"event_us": [EVENT] * height, "created_us": [CREATED] * height, "version": [VERSION] * height},
+        schema=dict.fromkeys(("event_us", "created_us", "version"), pl.Int64),
     )
-    batch = codec.encode(keys, order, frame_of(view, rows), view, schema_id=SCHEMA, floor=floor)
+    batch = codec.encode(keys, order, frame, view, schema_id=SCHEMA, floor=floor)
     records = dict(zip(batch.keys.to_pylist(), batch.values.to_pylist(), strict=True))
     return [records[b"%d" % row] for row in range(height)]
 
@@ -108,7 +116,7 @@ def plain_bytes(value, kind):
     if kind.kind == "list":
         return b"".join(struct.pack("<" + CODES[kind.item], item) for item in value)
     if kind.kind == "decimal":
-        return int(value.scaleb(kind.scale)).to_bytes(16, "little", signed=True)
+        return int(value.scaleb(kind.scale, EXACT)).to_bytes(16, "little", signed=True)
     if kind.kind in {"string", "binary"}:
         return value.encode() if kind.kind == "string" else value
     if kind.kind == "date":
@@ -127,13 +135,21 @@ def same(left, right):
     return left == right and type(left) is type(right)
 
 
+def fits_in(value, kind):
+    try:
+        struct.pack("<" + CODES[kind], value)
+    except struct.error:
+        return False
+    return True
+
+
 def values_of(kind):
     if kind.kind == "list":
         size = {"min_size": kind.length, "max_size": kind.length} if kind.length else {"max_size": 4}
         return st.lists(values_of(FeatureType(kind.item)), **size)
     if kind.kind == "decimal":
         limit = 10**kind.precision - 1
-        return st.integers(-limit, limit).map(lambda number: Decimal(number).scaleb(-kind.scale))
+        return st.integers(-limit, limit).map(lambda number: Decimal(number).scaleb(-kind.scale, EXACT))
     if kind.kind.startswith(("int", "uint")):
         bits = int(kind.kind.removeprefix("u").removeprefix("int"))
         low, high = (0, 2**bits - 1) if kind.kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -145,16 +161,14 @@ def values_of(kind):
         "string": st.text(max_size=8),
         "binary": st.binary(max_size=8),
         "date": st.dates(),
-        "timestamp": st.integers(-62_000_000_000_000_000, 253_000_000_000_000_000).map(
-            lambda moment: EPOCH + timedelta(microseconds=moment)
-        ),
+        "timestamp": st.datetimes(timezones=st.just(timezone.utc)),
     }[kind.kind]
 
 
 list_types = [f"list<{item}{length}>" for item in LIST_ITEMS for length in ("", ",3")]
 types = st.one_of(
     st.sampled_from([*DTYPES, *list_types]),
-    st.tuples(st.integers(1, 28), st.integers(0, 28)).map(lambda pair: f"decimal({max(pair)},{min(pair)})"),
+    st.tuples(st.integers(1, 38), st.integers(0, 38)).map(lambda pair: f"decimal({max(pair)},{min(pair)})"),
 )
 
 
@@ -177,6 +191,81 @@ def test_every_value_comes_back_and_the_bytes_are_those_of_the_format(table):
     for record, row in zip(records, rows, strict=True):
         assert record == by_hand(view, row)
         assert all(map(same, decoder.decode(record).values(), row))
+
+
+@given(tables(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_slice_of_several_chunks_encodes_as_its_rows(table, data):
+    view, rows = table
+    padded = [rows[-1], *rows, rows[0]]
+    cut = data.draw(st.integers(1, len(padded) - 1))
+    chunked = pl.concat([frame_of(view, padded[:cut]), frame_of(view, padded[cut:])], rechunk=False)
+
+    assert encoded_frame(view, chunked[1:-1]) == [by_hand(view, row) for row in rows]
+
+
+@given(tables(), st.integers(36, 160))
+@settings(max_examples=300, deadline=None)
+def test_a_record_is_refused_exactly_when_its_bytes_are_over_the_limit(table, limit):
+    view, rows = table
+    sizes = [len(by_hand(view, row)) for row in rows]
+
+    for most in {limit, sizes[0], sizes[0] - 1}:
+        flags, reasons = codec.unstorable_rows(frame_of(view, rows), view, max_value_bytes=most)
+
+        assert [size > most for size in sizes] == ([False] * len(rows) if flags is None else flags.to_list())
+        assert sum(reasons.values()) == sum(size > most for size in sizes)
+
+
+integers = st.sampled_from([kind for kind in DTYPES if "int" in kind])
+
+
+@given(integers, integers, st.data())
+@settings(max_examples=300, deadline=None)
+def test_an_integer_column_of_another_size_is_exact_or_refused(column, feature, data):
+    values = data.draw(st.lists(st.none() | values_of(FeatureType(column)), min_size=1, max_size=6))
+    view = view_of({"a": feature, "b": f"list<{feature}>"})
+    items = [None if value is None else [value] for value in values]
+    frame = pl.DataFrame(
+        {"a": pl.Series(values, dtype=DTYPES[column]), "b": pl.Series(items, dtype=pl.List(DTYPES[column]))}
+    )
+    fits = [value is None or fits_in(value, feature) for value in values]
+
+    flags, reasons = codec.unstorable_rows(frame, view, max_value_bytes=1000)
+
+    bad = pl.Series([False] * len(values)) if flags is None else flags
+    assert [not flag for flag in bad] == fits
+    assert reasons == ({f"feature 'a' outside {feature}": fits.count(False)} if not all(fits) else {})
+    good = [row for row, fit in zip(zip(values, items, strict=True), fits, strict=True) if fit]
+    assert encoded_frame(view, frame.filter(~bad)) == [by_hand(view, row) for row in good]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.booleans())
+def test_every_bit_of_a_float_is_kept(bits, holed):
+    view = view_of({"a": "float64", "b": "float32", "c": "list<float32>"})
+    wide = np.array(bits, dtype=np.uint64)
+    narrow = wide.astype(np.uint32)
+    frame = pl.DataFrame(
+        {
+            "a": wide.view(np.float64),
+            "b": narrow.view(np.float32),
+            "c": pl.Series(narrow.view(np.float32)).reshape((-1, 1)).arr.to_list(),
+        }
+    )
+    nulls = pl.DataFrame([[None, None, None]], schema=frame.schema, orient="row")
+
+    records = encoded_frame(view, pl.concat([nulls, frame]) if holed else frame)[int(holed) :]
+
+    expected = zip(wide.tolist(), narrow.tolist(), strict=True)
+    assert [record[36:] for record in records] == [struct.pack("<QIII", a, b, 4, b) for a, b in expected]
+
+
+def test_no_rows_make_no_records():
+    view = view_of({name: name for name in (*DTYPES, *list_types, "decimal(9,2)")})
+
+    assert (
+        encoded_frame(view, pl.DataFrame(schema={name: dtype_of(kind) for name, kind in view.features.items()})) == []
+    )
 
 
 @pytest.mark.parametrize("name", GOLDEN_ROWS)
@@ -282,8 +371,8 @@ def test_the_order_fields_of_a_batch_belong_to_their_rows_when_rows_with_nulls_m
             "feature 'a' is not of length 2",
         ),
         ("list<int8>", pl.List(pl.Int64), [[127], None], [[1, 128]], "feature 'a' has an item outside int8"),
-        ("string", pl.String, ["x" * 59, None, ""], ["x" * 60, "é" * 30], "record longer than 100 bytes"),
-        ("binary", pl.Binary, [b"x" * 59], [b"x" * 60], "record longer than 100 bytes"),
+        ("string", pl.String, ["x" * 60, None, ""], ["x" * 61, "é" * 31], "record longer than 100 bytes"),
+        ("binary", pl.Binary, [b"x" * 60], [b"x" * 61], "record longer than 100 bytes"),
         ("list<int64>", pl.List(pl.Int64), [[1] * 7], [[1] * 8], "record longer than 100 bytes"),
     ],
 )
@@ -298,6 +387,40 @@ def test_a_row_that_no_record_can_hold_is_named_with_its_reason(kind, dtype, goo
     assert reasons == {reason: len(bad)}
     storable = pl.DataFrame({"a": pl.Series(good, dtype=dtype)})
     assert codec.unstorable_rows(storable, view, max_value_bytes=100) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "physical", "good", "bad"),
+    [
+        ("date", pl.Int32, [-719162, 0, 2932896, None], [-719163, 2932897, 2**31 - 1]),
+        (
+            "timestamp",
+            pl.Int64,
+            [-62135596800000000, 253402300799999999, None],
+            [-62135596800000001, 253402300800000000, -(2**63)],
+        ),
+    ],
+)
+def test_a_moment_that_no_reader_could_name_is_refused(kind, physical, good, bad):
+    view = view_of({"a": kind})
+    column = pl.Series("a", [*good, *bad], dtype=physical).cast(DTYPES[kind])
+
+    flags, reasons = codec.unstorable_rows(column.to_frame(), view, max_value_bytes=1000)
+
+    assert flags.to_list() == [False] * len(good) + [True] * len(bad)
+    assert reasons == {"feature 'a' outside the years 1 to 9999": len(bad)}
+    for record in encoded_frame(view, column[: len(good)].to_frame()):
+        codec.Decoder(view.features).decode(record)
+
+
+def test_a_view_whose_records_have_one_size_has_a_limit_too():
+    view = view_of({"a": "list<float64,5>"})
+    frame = pl.DataFrame({"a": [[1.0] * 5, None]}, schema={"a": pl.List(pl.Float64)})
+
+    assert codec.unstorable_rows(frame, view, max_value_bytes=77) == (None, {})
+    flags, reasons = codec.unstorable_rows(frame, view, max_value_bytes=76)
+    assert (flags.to_list(), reasons) == ([False, True], {"record longer than 76 bytes": 1})
+    assert codec.unstorable_rows(frame, view, max_value_bytes=75)[1] == {"record longer than 75 bytes": 2}
 
 
 def test_a_row_with_two_reasons_is_counted_once():
@@ -318,3 +441,29 @@ def test_bytes_that_are_no_record_are_refused(record):
         codec.Header.unpack(record)
     with pytest.raises(OnlineStoreError, match="expected a record of format version 1"):
         codec.headers([record])
+
+
+@pytest.mark.parametrize(
+    "change", [lambda record: record[:-1], lambda record: record + b"x", lambda record: record[:40]]
+)
+@pytest.mark.parametrize("row", [("hello", 7), (None, 7)])
+def test_a_damaged_record_is_refused_and_not_half_read(change, row):
+    view = view_of({"a": "string", "b": "int64"})
+    (record,) = encoded(view, [row])
+
+    with pytest.raises(OnlineStoreError, match=r"found \d+ bytes, expected .*materialize rebuild VIEW"):
+        codec.Decoder(view.features).decode(change(record))
+
+
+def test_headers_of_live_records_and_tombstones_are_read_together():
+    view = view_of({"a": "int64"})
+    records = [*encoded(view, [(1,), (None,)], floor=5), codec.tombstones([b"k"], 9).values[0].as_py()]
+
+    found = codec.headers(records)
+
+    assert [tuple(row) for row in found.tolist()] == [
+        (1, 0, SCHEMA, EVENT, CREATED, VERSION, 5),
+        (1, 2, SCHEMA, EVENT, CREATED, VERSION, 5),
+        (1, 1, 0, 0, 0, 9, 9),
+    ]
+    assert codec.headers([]).size == 0
