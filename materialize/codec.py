@@ -105,8 +105,10 @@ def unstorable_rows(
         if kind.kind == "list":
             checks[f"feature {name!r} has a null inside a list"] = column.list.eval(pl.element().is_null()).list.any()
             checks |= _item_checks(name, kind, features.schema[name])
-    if _longest_fixed(view) > max_value_bytes or any(kind.width is None for kind in view.features.values()):
-        checks[f"record longer than {max_value_bytes:,} bytes"] = _record_bytes(view) > max_value_bytes
+    variable = [_variable_bytes(pl.col(name), kind) for name, kind in view.features.items() if kind.width is None]
+    longest = features.select(pl.sum_horizontal(pl.lit(0), *(size.max() for size in variable))).item()
+    if _longest_fixed(view) + longest > max_value_bytes:  # else no need to look at each row, which is slow
+        checks[f"record longer than {max_value_bytes:,} bytes"] = _record_bytes(view, variable) > max_value_bytes
     flags = features.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
     found = [flag for flag in flags if flag.any()]
     if not found:
@@ -130,19 +132,16 @@ def _item_checks(name: str, kind: FeatureType, dtype: pl.DataType) -> dict[str, 
 
 
 def _longest_fixed(view: FeatureView) -> int:
-    """Bytes of a record with a null bitmap and empty values in the variable section."""
+    """Bytes of a record with a null bitmap and nothing in the variable section."""
     slots = sum(kind.width or LENGTH_BYTES for kind in view.features.values())
     return HEADER.size + (len(view.features) + 7) // 8 + slots
 
 
-def _record_bytes(view: FeatureView) -> pl.Expr:
-    """Bytes of each row's record; it has a bitmap only with a null."""
-    full = pl.all_horizontal(pl.col(name).is_not_null() for name in view.features).cast(pl.Int64)
-    size = pl.lit(_longest_fixed(view), pl.Int64) - full * ((len(view.features) + 7) // 8)
-    for name, kind in view.features.items():
-        if kind.width is None:
-            size = size + _variable_bytes(pl.col(name), kind).fill_null(0)
-    return size
+def _record_bytes(view: FeatureView, variable: Sequence[pl.Expr]) -> pl.Expr:
+    """Bytes of each row's record, with the bytes of its *variable* values; it has a bitmap only with a null."""
+    full = pl.all_horizontal(pl.all().is_not_null()).cast(pl.Int64)
+    saved = full * ((len(view.features) + 7) // 8)
+    return pl.sum_horizontal(pl.lit(_longest_fixed(view), pl.Int64), *variable) - saved
 
 
 def _variable_bytes(column: pl.Expr, kind: FeatureType) -> pl.Expr:

@@ -409,6 +409,10 @@ def test_a_moment_that_no_reader_could_name_is_refused(kind, physical, good, bad
 
     assert flags.to_list() == [False] * len(good) + [True] * len(bad)
     assert reasons == {"feature 'a' outside the years 1 to 9999": len(bad)}
+    for row in range(len(good), len(column)):
+        assert codec.unstorable_rows(column[row : row + 1].to_frame(), view, max_value_bytes=1000)[0].to_list() == [
+            True
+        ]
     for record in encoded_frame(view, column[: len(good)].to_frame()):
         codec.Decoder(view.features).decode(record)
 

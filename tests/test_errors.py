@@ -22,6 +22,12 @@ def test_the_docstring_draws_the_real_tree():
     assert drawn == {cls.__name__: cls.__base__.__name__ for cls in CLASSES}
 
 
+def test_every_error_of_the_module_is_public_and_the_list_is_sorted():
+    defined = [name for name, value in vars(errors).items() if isinstance(value, type)]
+
+    assert errors.__all__ == sorted(defined)
+
+
 @pytest.mark.parametrize("cls", CLASSES)
 def test_an_error_survives_pickling(cls):
     copy = pickle.loads(pickle.dumps(cls("what happened")))

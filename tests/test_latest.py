@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from materialize import latest
+from materialize.entity_key import format_key
 from materialize.model import FeatureType, FeatureView, Interval, from_us, to_us
 from materialize.order import NO_CREATED
 
@@ -128,6 +129,56 @@ def test_a_row_with_several_reasons_counts_once_under_the_first():
     found, reasons = latest.valid_rows(rows, view(), now=NOW, max_key_bytes=300)
 
     assert (found.height, reasons) == (0, {"null join key": 1, "empty join key": 1})
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, "", "a", "b", "x" * 9, "|||"]),
+            st.sampled_from([None, 0, -123456]),
+            st.sampled_from([None, 0, 1, NOW_US + 86_400_000_001, -(2**53) - 1]),
+            st.sampled_from([NO_CREATED, 0, 1, 2**53 + 1]),
+            st.integers(0, 1),
+        ),
+        max_size=30,
+    )
+)
+def test_every_row_is_valid_or_counted_under_its_first_reason_and_the_newest_valid_one_wins(given_rows):
+    counted, expected = {}, {}
+    for position, (key, number, event, created, version) in enumerate(given_rows):
+        reasons = [
+            ("null join key", key is None or number is None),
+            ("empty join key", key == ""),
+            (
+                "entity key longer than 10 bytes",
+                None not in {key, number} and len(format_key([key, number])) > 10,
+            ),
+            ("null event timestamp", event is None),
+            ("event timestamp more than 1d in the future", event is not None and event > NOW_US + 86_400_000_000),
+            ("event timestamp before 1684", event is not None and event < -(2**53)),
+            ("created timestamp outside 1684 to 2255", abs(created) > 2**53),
+        ]
+        first = next((reason for reason, holds in reasons if holds), None)
+        if first is None:
+            expected[key, number] = max(expected.get((key, number), ()), (event, created, version, position))
+        else:
+            counted[first] = counted.get(first, 0) + 1
+
+    valid, reasons = latest.valid_rows(frame(given_rows), view(), now=NOW, max_key_bytes=10)
+    winners = latest.newest(valid, ["k", "n"])
+
+    assert reasons == counted
+    assert valid.height + sum(counted.values()) == len(given_rows)
+    assert {row[:2]: row[2:] for row in winners.rows()} == expected
+
+
+@given(rows, st.integers(1, 5), st.randoms(use_true_random=False))
+def test_the_winner_does_not_depend_on_the_order_or_the_parts_of_the_rows(given_rows, parts, random):
+    whole = frame(given_rows)
+    shuffled = whole[random.sample(range(whole.height), whole.height)]
+    cut = [shuffled[part::parts] for part in range(parts)]
+
+    assert latest.newest_of(cut, ["k", "n"]).equals(latest.newest(whole, ["k", "n"]))
 
 
 def test_runners_up_are_all_other_rows_of_the_entities():

@@ -7,6 +7,8 @@ from materialize.testing import OnlineStoreContract, Row
 
 
 class TestMemoryStore(OnlineStoreContract):
+    purges = True
+
     @pytest.fixture
     def store(self):
         with MemoryStore() as store:

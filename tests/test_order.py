@@ -108,8 +108,7 @@ MUTANTS = {
 }
 
 
-def caught(rule, seeds):
-    """Whether a memory store with *rule* differs from the true rule, or from the table, in any of the histories."""
+def store_with(rule):
     store = memory.MemoryStore()
     store.merge = lambda view, batch, *, tie_wins, retention: store._apply(
         view, batch, retention, lambda held, new: rule.merge(held, new, tie_wins=tie_wins)
@@ -117,9 +116,14 @@ def caught(rule, seeds):
     store.replace = lambda view, batch, *, at, retention: store._apply(
         view, batch, retention, lambda held, new: rule.replace(held, new, at=at)
     )
+    return store
+
+
+def caught(rule, seeds):
+    """Whether a memory store with *rule* differs from the true rule, or from the table, in any of the histories."""
     try:
         for seed in seeds:
-            histories.play_history(store, seed, f"view{seed}")
+            histories.play_history(store_with(rule), seed, "view")
     except AssertionError:
         return True
     return False

@@ -88,3 +88,18 @@ def test_a_record_whose_schema_was_lost_is_refused():
 
     with pytest.raises(OnlineStoreError, match=r"'v'.*found the schema id \d+.*materialize rebuild v"):
         FeatureReader(mine, store).lookup([b"1"], now=NOW)
+
+
+def test_a_record_of_a_newer_release_is_refused_and_the_others_are_read():
+    store, mine = MemoryStore(), view(a="int64")
+    put(store, mine, b"1", NOW, 1)
+    content = store.read_cell("v", "schemas")
+    newer = content[:-1] + b', "9": "[[\\"a\\",\\"map<string,int8>\\"]]"}'
+    assert store.compare_and_set_cell("v", "schemas", content, newer)
+    order = pl.DataFrame({"event_us": [to_us(NOW)], "created_us": [0], "version": [stamp(1, 1)]})
+    batch = codec.encode(pl.Series([b"2"]), order, pl.DataFrame({"a": [1]}), mine, schema_id=9)
+    store.merge("v", batch, tie_wins=True, retention=FOREVER)
+
+    assert FeatureReader(mine, store).lookup([b"1"], now=NOW)[0].features == {"a": 1}
+    with pytest.raises(OnlineStoreError, match=r"found the schema id 9, .*newer release"):
+        FeatureReader(mine, store).lookup([b"2"], now=NOW)

@@ -1,11 +1,13 @@
 """Positions move by compare-and-set, once per run, and schemas have one id in a store."""
 
+import itertools
 import json
+import zlib
 
 import pytest
 
 from materialize import watermark
-from materialize.errors import WatermarkError
+from materialize.errors import OnlineStoreError, WatermarkError
 from materialize.model import FeatureType, FeatureView, Watermark
 from materialize.online.memory import MemoryStore
 
@@ -38,6 +40,17 @@ def test_the_second_of_two_runs_from_one_watermark_is_refused_and_told_why():
     ):
         watermark.move(store, "v", start, at(414, "loser"))
     assert watermark.read(store, "v") == at(415, "winner")
+
+
+@pytest.mark.parametrize("winner", [at(415, "winner"), at(415, "loser", generation=2), at(414, "loser")])
+def test_a_watermark_that_is_not_what_this_run_wrote_is_not_taken_for_it(winner):
+    store = MemoryStore()
+    start = watermark.move(store, "v", None, at(411))
+    watermark.move(store, "v", start, winner)
+
+    with pytest.raises(WatermarkError):
+        watermark.move(store, "v", start, at(415, "loser"))
+    assert watermark.read(store, "v") == winner
 
 
 def test_the_same_run_may_move_it_again():
@@ -76,6 +89,19 @@ def test_a_schema_has_one_id_and_every_schema_is_known_to_readers():
     assert 0 not in ids
 
 
+def test_schema_ids_are_from_1_to_65535_for_every_hash():
+    found = {}
+    for number in itertools.count():
+        schema = view(**{f"f{number}": "int64"})
+        found.setdefault(zlib.crc32(schema.schema_text.encode()) % 65_535, schema)
+        if {0, 65_534} <= found.keys():
+            break
+
+    ids = [watermark.register_schema(MemoryStore(), found[crc]) for crc in (0, 65_534)]
+
+    assert ids == [1, 65_535]
+
+
 def test_two_schemas_with_one_hash_get_two_ids():
     store, mine = MemoryStore(), view(a="int64")
     taken = watermark.register_schema(MemoryStore(), mine)
@@ -85,3 +111,57 @@ def test_two_schemas_with_one_hash_get_two_ids():
 
     assert given == taken % 65_535 + 1
     assert watermark.schemas(store, "v")[given] == mine.features
+
+
+UNREADABLE = [b"", b"[]", b"hello", b"\xff\xfe", b'{"a":1}', b"7", b'"text"', b"null"]
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_a_watermark_that_something_else_wrote_is_refused_and_left_alone(content):
+    store = MemoryStore()
+    store.compare_and_set_cell("v", "watermark", None, content)
+
+    for read in (watermark.read, watermark.read_text):
+        with pytest.raises(OnlineStoreError, match=r"'v'.*cell 'watermark'.*Upgrade, or delete.*materialize rebuild v"):
+            read(store, "v")
+    with pytest.raises(OnlineStoreError, match="cell 'watermark'"):
+        watermark.move(store, "v", None, at(1))
+    assert store.read_cell("v", "watermark") == content
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
+def test_schemas_that_something_else_wrote_are_refused_and_left_alone(content):
+    store = MemoryStore()
+    store.compare_and_set_cell("v", "schemas", None, content)
+
+    with pytest.raises(OnlineStoreError, match=r"'v'.*cell 'schemas'.*Upgrade, or delete.*materialize rebuild v"):
+        watermark.schemas(store, "v")
+    with pytest.raises(OnlineStoreError, match="cell 'schemas'"):
+        watermark.register_schema(store, view(a="int64"))
+    assert store.read_cell("v", "schemas") == content
+
+
+def test_a_schema_of_a_newer_release_hides_no_other():
+    store, mine = MemoryStore(), view(a="int64")
+    newer = json.dumps({"9": '[["a","map<string,int8>"]]'}).encode()
+    store.compare_and_set_cell("v", "schemas", None, newer)
+
+    given = watermark.register_schema(store, mine)
+
+    assert watermark.schemas(store, "v") == {given: mine.features}
+    assert json.loads(store.read_cell("v", "schemas"))["9"] == '[["a","map<string,int8>"]]'
+
+
+def test_a_schema_registered_at_the_same_time_by_another_run_is_kept():
+    class Race(MemoryStore):
+        def compare_and_set_cell(self, view_name, name, expected, new):
+            if expected is None:
+                other = json.dumps({"9": view(z="bool").schema_text}).encode()
+                super().compare_and_set_cell(view_name, name, None, other)
+            return super().compare_and_set_cell(view_name, name, expected, new)
+
+    store = Race()
+
+    given = watermark.register_schema(store, view(a="int64"))
+
+    assert set(watermark.schemas(store, "v")) == {9, given}

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from materialize.errors import OnlineStoreError
+from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.online.memory import MemoryStore
 from materialize.testing import Row, make_batch
 from materialize.writer import Writer
@@ -55,6 +55,21 @@ def test_no_more_than_the_stores_share_runs_at_once_and_one_batch_waits():
 
     assert max(most) == 2
     assert writer.outcomes.tolist() == [0, 8, 0]
+
+
+def test_a_write_is_tried_again_when_the_store_did_not_answer():
+    answers = iter([UnavailableError("could not write"), np.ones(4, dtype=np.uint8)])
+
+    def write(_):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with Writer(Store(), write, lambda _: None) as writer:
+        writer.submit(batch(4))
+
+    assert writer.outcomes.tolist() == [0, 4, 0]
 
 
 def test_an_error_of_a_background_write_reaches_the_caller():

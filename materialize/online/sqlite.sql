@@ -2,6 +2,8 @@
 -- Each statement stands below a line "-- name: NAME". Times are microseconds since 1970, UTC.
 
 -- name: schema
+-- records is a rowid table on purpose: with WITHOUT ROWID every random key rewrites a page full of payloads, and a file of
+-- 200,000 rows of 436 bytes takes 39,000 rows/s instead of 125,000.
 CREATE TABLE IF NOT EXISTS records (
     view        TEXT    NOT NULL,
     entity_key  BLOB    NOT NULL,
@@ -13,7 +15,9 @@ CREATE TABLE IF NOT EXISTS records (
     lead        BLOB    NOT NULL,  -- the first 4 bytes of the record: format version, flags, schema id
     payload     BLOB    NOT NULL,  -- the record behind its header (docs/format.md)
     PRIMARY KEY (view, entity_key)
-) WITHOUT ROWID;
+);
+-- For purge, which every run calls: its cost grows with what is due, not with the table. Rows that stay for ever are not in it.
+CREATE INDEX IF NOT EXISTS due ON records (view, due_us) WHERE due_us IS NOT NULL;
 CREATE TABLE IF NOT EXISTS cells (
     view     TEXT NOT NULL,
     name     TEXT NOT NULL,

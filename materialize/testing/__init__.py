@@ -10,7 +10,7 @@ class TestMyStore(OnlineStoreContract):
 from materialize.testing.batches import AT, FOREVER, Row, content, make_batch
 from materialize.testing.contract import OnlineStoreContract
 from materialize.testing.crashing import CrashingStore
-from materialize.testing.histories import play_history
+from materialize.testing.histories import play_calls, play_history
 
 __all__ = [
     "AT",
@@ -20,5 +20,6 @@ __all__ = [
     "Row",
     "content",
     "make_batch",
+    "play_calls",
     "play_history",
 ]

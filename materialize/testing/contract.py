@@ -13,7 +13,7 @@ from materialize.model import Retention
 from materialize.online.base import HEADER, OnlineStore, unpack_order
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing.batches import AT, FOREVER, Row, content, make_batch
-from materialize.testing.histories import play_history
+from materialize.testing.histories import play_calls, play_history
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,14 @@ HISTORIES = int(os.environ.get("MATERIALIZE_HISTORIES", "300"))
 
 
 class OnlineStoreContract:
-    """What every online store must do. A subclass gives the fixture ``store``, empty at the start of each test."""
+    """What every online store must do. A subclass gives the fixture ``store``, empty at the start of each test.
+
+    ``histories``: how many random histories, and as many random calls, are played. ``purges``: whether `purge` is what
+    removes records, and not the store's own clock.
+    """
+
+    histories: int = HISTORIES
+    purges: bool = False
 
     @pytest.fixture
     def store(self) -> Iterator[OnlineStore]:
@@ -189,19 +196,22 @@ class OnlineStoreContract:
         assert content(store) == {}
 
     def test_of_two_writers_of_a_cell_exactly_one_wins(self, store: OnlineStore) -> None:
-        wins: list[bytes] = []
+        turns = threading.Barrier(2, timeout=60)
+        wins: list[list[bytes]] = [[] for _ in range(50)]
 
         def contend(name: bytes) -> None:
+            held = None
             for turn in range(50):
-                expected = b"%d" % (turn - 1) if turn else None
-                if store.compare_and_set_cell("view", f"cell{turn}", None, name):
-                    wins.append(name)
-                store.compare_and_set_cell("view", "counter", expected, b"%d" % turn)
+                turns.wait()  # so that both really contend
+                if store.compare_and_set_cell("view", "cell", held, b"%d %b" % (turn, name)):
+                    wins[turn].append(name)
+                turns.wait()
+                held = store.read_cell("view", "cell")
 
         _together([partial(contend, name) for name in (b"one", b"two")])
 
-        assert len(wins) == 50
-        assert store.read_cell("view", "counter") is not None
+        assert [len(winners) for winners in wins] == [1] * 50
+        assert store.read_cell("view", "cell") == b"49 " + wins[-1][0]
 
     def test_writers_at_the_same_time_end_where_the_rule_says(self, store: OnlineStore) -> None:
         batches = [
@@ -216,9 +226,35 @@ class OnlineStoreContract:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_random_histories_end_in_the_latest_row_of_every_entity(self, store: OnlineStore, seed: int) -> None:
-        share = HISTORIES // 5
+        share = self.histories // 5
         for number in range(seed * share, (seed + 1) * share):
             play_history(store, number, f"view{number}")
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_random_calls_end_where_the_rule_says(self, store: OnlineStore, seed: int) -> None:
+        share = self.histories // 5
+        for number in range(seed * share, (seed + 1) * share):
+            play_calls(store, number, f"view{number}")
+
+    @pytest.mark.parametrize("seconds", [1, 100])
+    def test_a_refused_row_changes_nothing_of_the_record_and_its_retention(
+        self, store: OnlineStore, seconds: int
+    ) -> None:
+        now_us = 4_000_000_000_000_000  # in 2096, as below
+        first, other = (Retention(ttl_us=1, keep_until_us=now_us + end * 1_000_000) for end in (10, seconds))
+        store.replace("view", make_batch([Row(b"k", None, payload=b"")], floor=AT), at=AT, retention=first)
+        store.replace("view", make_batch([Row(b"l", now_us)], floor=AT), at=AT, retention=first)
+        before = content(store)
+
+        refused = make_batch([Row(b"k", 9, version=AT), Row(b"l", 9, version=AT)])
+        assert store.merge("view", refused, tie_wins=True, retention=other).tolist() == [STALE, STALE]
+        again = make_batch([Row(b"k", None, payload=b""), Row(b"l", None, payload=b"")], floor=AT)
+        assert store.replace("view", again, at=AT, retention=other).tolist() == [UNCHANGED, UNCHANGED]
+
+        store.purge("view", now_us + 9_999_999)
+        assert content(store) == before
+        store.purge("view", now_us + 10_000_000)
+        assert content(store) == ({} if self.purges else before)
 
     def test_purge_and_expiry_follow_the_retention(self, store: OnlineStore) -> None:
         now_us = 4_000_000_000_000_000  # in 2096: stores that look at their own clock keep everything
@@ -242,9 +278,11 @@ class OnlineStoreContract:
 def _together(calls: Sequence[Callable[[], Any]]) -> None:
     """Run *calls* at the same time and raise what the first failing one raised."""
     errors: list[BaseException] = []
+    start = threading.Barrier(len(calls), timeout=60)
 
     def guarded(call: Callable[[], Any]) -> None:
         try:
+            start.wait()
             call()
         except BaseException as error:  # noqa: BLE001 - raised below, in the test's own thread
             errors.append(error)
