@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -191,7 +192,7 @@ def _storable(source: _Source, fresh: pl.DataFrame, valid: pl.DataFrame) -> Iter
     Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
     """
     rejected: list[pl.DataFrame] = []
-    for first, features in source.table.read_features(source.files, source.counts, fresh["position"]):
+    for first, features in _read_ahead(source.table.read_features(source.files, source.counts, fresh["position"])):
         order, bad = fresh.slice(first, features.height), _unstorable(source, features)
         if bad is None:
             yield order, features
@@ -210,6 +211,15 @@ def _storable(source: _Source, fresh: pl.DataFrame, valid: pl.DataFrame) -> Iter
     source.expired.append(newest.height - second.height)
     for first, features in source.table.read_features(source.files, source.counts, second["position"]):
         yield second.slice(first, features.height), features
+
+
+def _read_ahead(blocks: Iterator[tuple[int, pl.DataFrame]]) -> Iterator[tuple[int, pl.DataFrame]]:
+    """The same blocks, each read while the one before it is encoded and sent."""
+    with ThreadPoolExecutor(1, thread_name_prefix="materialize-read") as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
 
 
 def _unstorable(source: _Source, features: pl.DataFrame) -> pl.Series | None:
