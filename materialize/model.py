@@ -52,8 +52,11 @@ def duration_text(duration: timedelta) -> str:
 
 
 def mask_credentials(url: str) -> str:
-    """*url* with the user and password of its authority, and every query value that may be a secret, as ``***``."""
-    url = re.sub(r"//[^/]*@", "//***@", url)
+    """*url* with the user and password of its authority, and every query value that may be a secret, as ``***``.
+
+    A password is taken to end at the last ``@``, because people forget to escape ``/`` in it.
+    """
+    url = re.sub(r"//(?:[^/\s]*|[^\s/]*:\S*)@", "//***@", url)
     return re.sub(r"([?&][^=&]*(?:password|secret|token|key)[^=&]*)=[^&]*", r"\1=***", url, flags=re.IGNORECASE)
 
 

@@ -103,6 +103,8 @@ def test_a_duration_is_written_as_in_the_config(duration, text):
     [
         ("redis://:secret@host:6379/0", "redis://***@host:6379/0"),
         ("redis://user:pass@word@host/0?prefix=a", "redis://***@host/0?prefix=a"),
+        ("redis://:pa/ss@host:6379/0", "redis://***@host:6379/0"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
         ("redis://host/0?password=secret&prefix=a", "redis://host/0?password=***&prefix=a"),
         ("s3://bucket/key?aws_secret_access_key=secret", "s3://bucket/key?aws_secret_access_key=***"),
         ("sqlite:////tmp/online.db", "sqlite:////tmp/online.db"),
