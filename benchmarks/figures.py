@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lake import Lake
     from servers import PipeLoad
 
-__all__ = ["MIB", "Measured", "Round", "environment", "markdown"]
+__all__ = ["MIB", "Measured", "Round", "environment", "markdown", "where"]
 
 MIB = 2**20
 #: The aims of the figures, on one machine in one run.
@@ -81,7 +81,7 @@ def environment(server_name: str) -> dict[str, Any]:
     """The machine, the versions and the command: what a reader needs to judge and repeat the figures."""
     packages = ("polars", "deltalake", "pyarrow", "redis", "hiredis")
     return {
-        "command": " ".join(["python", "benchmarks/end_to_end.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "cpu": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -114,6 +114,13 @@ def pipe_row(name: str, entities: int, pipes: list[float]) -> str:
     return f"| {name} | {spread(pipes, seconds)} | - | {count(entities / statistics.median(pipes))} | 100% | 100% | - |"
 
 
+def where(setting: dict[str, Any]) -> list[str]:
+    """The command and the machine, as lines of Markdown."""
+    packages = ", ".join(f"{name} {number}" for name, number in setting["packages"].items())
+    machine = f"{setting['cpu']}, {setting['cores']} cores, {setting['memory_gib']} GiB, {setting['server']}"
+    return [f"`{setting['command']}`", "", f"{machine}, Python {setting['python']}, {packages}."]
+
+
 def markdown(setting: dict[str, Any], table: Lake, rounds: list[Round], feast: dict[str, Any] | None) -> str:
     """The figures as Markdown: where, what, how fast, and how far from the aims."""
     pipes = [each.pipe.seconds for each in rounds]
@@ -123,13 +130,9 @@ def markdown(setting: dict[str, Any], table: Lake, rounds: list[Round], feast: d
     of_pipe_over = statistics.median(each.pipe_over.seconds / each.incremental.report_seconds for each in rounds)
     peak = max(each.incremental.peak_bytes for each in rounds)
     memory = {name: statistics.median(each.bytes_per_entity[name] for each in rounds) for name in ("dataset", "used")}
-    packages = ", ".join(f"{name} {number}" for name, number in setting["packages"].items())
-    machine = f"{setting['cpu']}, {setting['cores']} cores, {setting['memory_gib']} GiB, {setting['server']}"
     sizes = f"{table.entities:,} entities x {table.features} float64, {table.rows_per_day:,} rows read per run"
     lines = [
-        f"`{setting['command']}`",
-        "",
-        f"{machine}, Python {setting['python']}, {packages}.",
+        *where(setting),
         f"{sizes}; rounds: {len(rounds)}, median (min-max).",
         "",
         "| run | process, s | run, s | entities/s | process, of the pipe | run, of the pipe | peak MiB |",

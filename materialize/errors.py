@@ -38,7 +38,17 @@ class OfflineStoreError(MaterializeError):
 
 
 class RebuildNeeded(OfflineStoreError):
-    """What changed since the watermark cannot be told from the log; ``materialize rebuild`` reads the whole snapshot."""
+    """What changed since the watermark cannot be told from the log; ``materialize rebuild`` reads the whole snapshot.
+
+    ``reason``: what is missing, in a few words.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class OnlineStoreError(MaterializeError):

@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINE",
+    "entities",
     "greatest_event_us",
+    "have_ties",
     "newest",
     "newest_of",
     "runners_up",
-    "selected",
+    "shard",
     "stamped",
     "unexpired",
+    "valid_entities",
     "valid_rows",
+    "within",
+    "without",
 ]
 
 #: Pieces are cut by polars' hash of the join keys, which may differ between versions.
@@ -48,12 +53,8 @@ def valid_rows(
     columns, and the number of those that cannot by reason; each counts once, under the first reason that holds for it.
     """
     event, created = pl.col("event_us"), pl.col("created_us")
-    strings = [key for key in view.join_keys if rows.schema[key] == pl.String]
-    too_long = _longer_than(rows, view.join_keys, strings, max_key_bytes)
     checks = {
-        "null join key": pl.any_horizontal(pl.col(key).is_null() for key in view.join_keys),
-        "empty join key": pl.any_horizontal(pl.col(key) == "" for key in strings) if strings else pl.lit(value=False),
-        f"entity key longer than {max_key_bytes:,} bytes": too_long,
+        **_key_checks(rows, view.join_keys, max_key_bytes),
         "null event timestamp": event.is_null(),
         f"event timestamp more than {duration_text(view.max_future)} in the future": event
         > to_us(now + view.max_future),
@@ -67,6 +68,22 @@ def valid_rows(
     found = flags.select(first.alias("reason"))["reason"]
     counted = found.drop_nulls().value_counts()
     return rows.filter(found.is_null()), dict(zip(counted["reason"], counted["count"], strict=True))
+
+
+def valid_entities(entities: pl.DataFrame, join_keys: Sequence[str], max_key_bytes: int) -> pl.DataFrame:
+    """Those of *entities* (their join keys) that can be stored at all."""
+    wrong = pl.any_horizontal(_key_checks(entities, join_keys, max_key_bytes).values())
+    return entities.filter(~wrong.fill_null(value=False))
+
+
+def _key_checks(rows: pl.DataFrame, join_keys: Sequence[str], max_key_bytes: int) -> dict[str, pl.Expr]:
+    """What can be wrong with an entity key, as reason -> condition."""
+    strings = [key for key in join_keys if rows.schema[key] == pl.String]
+    return {
+        "null join key": pl.any_horizontal(pl.col(key).is_null() for key in join_keys),
+        "empty join key": pl.any_horizontal(pl.col(key) == "" for key in strings) if strings else pl.lit(value=False),
+        f"entity key longer than {max_key_bytes:,} bytes": _longer_than(rows, join_keys, strings, max_key_bytes),
+    }
 
 
 def _longer_than(rows: pl.DataFrame, join_keys: Sequence[str], strings: Sequence[str], limit: int) -> pl.Expr:
@@ -84,18 +101,14 @@ def _longer_than(rows: pl.DataFrame, join_keys: Sequence[str], strings: Sequence
     return pl.sum_horizontal(texts) + len(join_keys) - 1 > limit
 
 
-def selected(
-    rows: pl.DataFrame, join_keys: Sequence[str], *, interval: Interval | None, shard: int, shards: int
-) -> pl.DataFrame:
-    """The rows of one piece of work: event time in *interval* (a row without one is in none), entity in one of *shards* parts.
+def within(rows: pl.DataFrame, interval: Interval) -> pl.DataFrame:
+    """The rows whose event time is in *interval*; a row without one is in none."""
+    return rows.filter((pl.col("event_us") >= to_us(interval.start)) & (pl.col("event_us") < to_us(interval.end)))
 
-    The hash is the same in every process with this polars version.
-    """
-    if interval is not None:
-        rows = rows.filter((pl.col("event_us") >= to_us(interval.start)) & (pl.col("event_us") < to_us(interval.end)))
-    if shards > 1:
-        rows = rows.filter(rows.select(join_keys).hash_rows(seed=0) % shards == shard)
-    return rows
+
+def shard(rows: pl.DataFrame, join_keys: Sequence[str], *, part: int, parts: int) -> pl.DataFrame:
+    """The rows of one of *parts* sets of entities. The hash is the same in every process with this polars version."""
+    return rows if parts == 1 else rows.filter(rows.select(join_keys).hash_rows(seed=0) % parts == part)
 
 
 def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
@@ -107,9 +120,24 @@ def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
     return ranked.unique(join_keys, keep="last").sort("position")
 
 
+def have_ties(rows: pl.DataFrame, join_keys: Sequence[str]) -> bool:
+    """Whether two rows of an entity are equal in event and created time, so that their commits decide."""
+    return bool(rows.select(*join_keys, "event_us", "created_us").is_duplicated().any())
+
+
 def newest_of(parts: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
     """`newest` over all rows of *parts*."""
     return newest(pl.concat(parts), join_keys)
+
+
+def entities(parts: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
+    """The join keys of all rows of *parts*."""
+    return pl.concat([part.select(join_keys) for part in parts])
+
+
+def without(rows: pl.DataFrame, others: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
+    """The rows whose entity is not among *others*."""
+    return rows.join(others, on=join_keys, how="anti", nulls_equal=True)
 
 
 def runners_up(rows: pl.DataFrame, rejected: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:

@@ -133,7 +133,8 @@ class FeatureView:
 
     ``source`` is a local path or a URI; ``ttl`` counts from the event time; ``source_connection`` names the Airflow
     connection that holds the credentials of the source. A row whose event time is more than ``max_future`` ahead of
-    the clock is quarantined: it would shadow every true row until then.
+    the clock is quarantined: it would shadow every true row until then. ``timestamp_ntz`` "UTC" says what times without a
+    zone mean; else they are refused. ``on_rebuild_needed``: what an incremental run does that cannot be exact.
     """
 
     name: FeatureViewName
@@ -150,12 +151,30 @@ class FeatureView:
     source_connection: str | None = None
     max_future: timedelta = timedelta(days=1)
     tombstone_ttl: timedelta = timedelta(days=14)
+    timestamp_ntz: Literal["UTC"] | None = None
+    on_rebuild_needed: Literal["fail", "auto"] = "fail"
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def schema_text(self) -> str:
         """The features and their types in order, as canonical JSON: what a reader needs to decode a record."""
         return json.dumps([[name, str(kind)] for name, kind in self.features.items()], separators=(",", ":"))
+
+    @property
+    def order_columns(self) -> tuple[str, ...]:
+        """The columns that say which entity a row is of and which row is the latest."""
+        times = (self.event_timestamp, self.created_timestamp or self.event_timestamp)
+        return tuple(dict.fromkeys((*self.join_keys, *times)))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that the view reads."""
+        return (*self.order_columns, *self.features)
+
+    @property
+    def order_text(self) -> str:
+        """The roles of the `order_columns`, as canonical JSON."""
+        return json.dumps([self.join_keys, self.event_timestamp, self.created_timestamp], separators=(",", ":"))
 
     @property
     def ttl_us(self) -> int | None:
@@ -223,7 +242,9 @@ class Interval:
 class Watermark:
     """How far a view is in a store: every row of table versions up to ``version`` is in the store or counted.
 
-    ``version`` None says that a whole-snapshot run of this ``generation`` has begun and has not finished.
+    ``version`` None says that a whole-snapshot run of this ``generation`` has begun and has not finished. ``schema`` and ``order``
+    are the view's `schema_text` and `order_text` then. ``fenced``: every entity that lost a row in a table version up to this
+    one has a floor online, so that no run that began before can bring the row back; None is ``version``.
     ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator. ``floor`` is the
     version number (`materialize.order.stamp`) of the newest snapshot that was brought online whole.
     ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
@@ -233,7 +254,9 @@ class Watermark:
     table_id: str
     version: int | None
     schema: str
+    order: str
     run_id: str
+    fenced: int | None = None
     floor: int = 0
     event_us: int | None = None
     finished_us: int | None = None

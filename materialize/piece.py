@@ -16,20 +16,30 @@ from materialize import codec, latest
 from materialize.entity_key import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.model import Watermark
-from materialize.offline import open_table, planned_files
+from materialize.offline import (
+    changes_since,
+    open_table,
+    read_difference,
+    read_entities,
+    read_features,
+    read_order,
+    removed_since,
+    with_versions,
+)
 from materialize.online.base import HEADER
 from materialize.order import NO_FLOOR, stamp
 from materialize.plan import cut
+from materialize.removal import remove
 from materialize.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from datetime import datetime
 
     import polars as pl
 
     from materialize.model import FeatureView
-    from materialize.offline import DataFile, OfflineTable, RowCounts
+    from materialize.offline import OfflineTable, OrderRows
     from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
     from materialize.plan import Plan
 
@@ -41,9 +51,12 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 4 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PieceReport:
-    """What one piece of a run did; the counters of RunReport. ``event_us``: greatest event time read."""
+    """What one piece of a run did, and while it is written, what it did so far; the counters of RunReport.
+
+    ``event_us``: greatest event time read.
+    """
 
     rows_read: int = 0
     entities: int = 0
@@ -52,10 +65,17 @@ class PieceReport:
     unchanged: int = 0
     expired: int = 0
     quarantined: int = 0
+    deleted: int = 0
     bytes: int = 0
     seconds: float = 0.0
     event_us: int | None = None
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
+
+    def quarantine(self, reasons: dict[str, int]) -> None:
+        """Count rows that cannot be stored."""
+        for reason, rows in reasons.items():
+            self.quarantine_reasons[reason] = self.quarantine_reasons.get(reason, 0) + rows
+            self.quarantined += rows
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,19 +90,46 @@ def no_progress(_entities: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """The rows that one piece reads. ``counts``: physical rows per file. Both grow while they are read: ``reasons``, rows that
-    cannot be stored, by reason; ``expired``, latest rows left out because of the view's ttl, per pass.
+class _Piece:
+    """What every part of a piece needs. ``number``: of the plan's pieces. While it is read, ``report`` counts, and ``gone`` gets
+    the join keys of entities that have no row any more.
     """
 
     view: FeatureView
+    store: OnlineStore
+    plan: Plan
+    number: int
     table: OfflineTable
-    files: list[DataFile]
-    counts: RowCounts
-    max_value_bytes: int
-    reasons: dict[str, int]
-    expired: list[int]
     now: datetime
+    report: PieceReport
+    gone: list[pl.DataFrame] = field(default_factory=list)
+
+    @property
+    def at(self) -> int:
+        """The planned version, as records carry it."""
+        return stamp(self.plan.generation, self.plan.to_version)
+
+    @property
+    def watermark(self) -> Watermark | None:
+        return None if self.plan.watermark is None else Watermark.from_json(self.plan.watermark)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """How rows are written. ``at``: the version of their records, None for each row's own commit."""
+
+    write: Callable[[EncodedBatch], Outcomes]
+    floor: int
+    at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Latest rows of some entities: their keys and order, their features, and how they are written."""
+
+    order: pl.DataFrame
+    features: pl.DataFrame
+    call: _Call
 
 
 def write_piece(
@@ -99,68 +146,27 @@ def write_piece(
     After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined. If it raises, any
     subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
     """
-    started = time.monotonic()
-    table = _pinned(view, plan)
-    files = _files(table, plan, piece)
-    if not files:
-        return PieceReport()
-    rows, counts = table.read_order(files)
-    rows = latest.selected(
-        rows, view.join_keys, interval=plan.interval, shard=piece, shards=plan.pieces if plan.snapshot else 1
-    )
-    valid, reasons = latest.valid_rows(rows, view, now=now, max_key_bytes=store.max_key_bytes)
-    winners = latest.newest(valid, view.join_keys)
-    fresh = latest.unexpired(winners, view, now)
-    at = stamp(plan.generation, plan.to_version)
-    floor = at if plan.snapshot else _known_floor(view, plan)
-    source = _Source(view, table, files, counts, store.max_value_bytes, reasons, [winners.height - fresh.height], now)
-    with Writer(store, _write_call(view, store, plan, now), progress) as writer:
-        for order, features in _storable(source, fresh, valid):
-            size = max(
-                1,
-                BATCH_BYTES * features.height // (int(features.estimated_size()) + HEADER.size * features.height + 1),
-            )
-            for low in range(0, features.height, size):
-                part = order.slice(low, size)
+    started, report = time.monotonic(), PieceReport()
+    work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
+    read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
+    with Writer(store, progress) as writer:
+        for block in _ahead(read(work)):
+            rows = block.features.height
+            size = max(1, BATCH_BYTES * rows // (int(block.features.estimated_size()) + HEADER.size * rows + 1))
+            for low in range(0, rows, size):
+                part = block.order.slice(low, size)
                 keys = entity_keys(part, view.join_keys)
-                stamped = latest.stamped(part, plan.generation, at=None if plan.merges_commits else at)
-                writer.submit(
-                    codec.encode(keys, stamped, features.slice(low, size), view, schema_id=plan.schema_id, floor=floor)
-                )
-    stale, written, unchanged = writer.outcomes.tolist()
-    expired = sum(source.expired)
-    report = PieceReport(
-        rows_read=rows.height,
-        entities=stale + written + unchanged + expired,
-        written=written,
-        stale=stale,
-        unchanged=unchanged,
-        expired=expired,
-        quarantined=sum(reasons.values()),
-        bytes=writer.nbytes,
-        seconds=time.monotonic() - started,
-        event_us=latest.greatest_event_us(valid),
-        quarantine_reasons=reasons,
-    )
+                stamped = latest.stamped(part, plan.generation, at=block.call.at)
+                features, floor = block.features.slice(low, size), block.call.floor
+                batch = codec.encode(keys, stamped, features, view, schema_id=plan.schema_id, floor=floor)
+                writer.submit(batch, block.call.write)
+    for entities in work.gone:
+        report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
+    report.stale, report.written, report.unchanged = writer.outcomes.tolist()
+    report.entities = report.stale + report.written + report.unchanged + report.expired
+    report.bytes, report.seconds = writer.nbytes, time.monotonic() - started
     log.info("wrote piece view=%s store=%s piece=%s/%s %s", view.name, plan.store, piece + 1, plan.pieces, report)
     return report
-
-
-def _files(table: OfflineTable, plan: Plan, piece: int) -> list[DataFile]:
-    """The files of one piece: all of them when pieces are cut between entities, else its share."""
-    found = None if plan.watermark is None else Watermark.from_json(plan.watermark)
-    files = planned_files(table, whole=not plan.merges_commits, interval=plan.interval, watermark=found)
-    return files if plan.snapshot else cut(files, [file.size for file in files], plan.pieces)[piece]
-
-
-def _known_floor(view: FeatureView, plan: Plan) -> int:
-    """The floor that most entities have online, and that an entity has which the last whole snapshot did not have.
-
-    Records that already carry it are stored as they are, at half the server's time. Not with a ttl: there a floor makes a
-    record stay longer.
-    """
-    found = None if plan.watermark is None else Watermark.from_json(plan.watermark)
-    return NO_FLOOR if view.ttl is not None or found is None or found.version is None else found.floor
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
@@ -174,46 +180,13 @@ def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
     if table.table_id != plan.table_id:
         raise RebuildNeeded(
             f"feature view {view.name!r}: could not write a piece: the table was dropped and created again during the run "
-            f"(id {plan.table_id}, now {table.table_id}). The watermark stays. Run: materialize rebuild {view.name}"
+            f"(id {plan.table_id}, now {table.table_id}). The watermark stays. Run: materialize rebuild {view.name}",
+            "the table was dropped and created again",
         )
     return table
 
 
-def _write_call(view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> Callable[[EncodedBatch], Outcomes]:
-    retention = view.retention(now)
-    if plan.snapshot:
-        return partial(store.replace, view.name, at=stamp(plan.generation, plan.to_version), retention=retention)
-    return partial(store.merge, view.name, tie_wins=plan.mode == "incremental", retention=retention)
-
-
-def _storable(source: _Source, fresh: pl.DataFrame, valid: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """The order columns and the features of each entity's latest storable row, block by block.
-
-    Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
-    """
-    rejected: list[pl.DataFrame] = []
-    for first, features in _read_ahead(source.table.read_features(source.files, source.counts, fresh["position"])):
-        order, bad = fresh.slice(first, features.height), _unstorable(source, features)
-        if bad is None:
-            yield order, features
-        else:
-            rejected.append(order.filter(bad))
-            yield order.filter(~bad), features.filter(~bad)
-    if not rejected:
-        return
-    older = latest.runners_up(valid, rejected, source.view.join_keys)
-    candidates = [older.clear()]
-    for first, features in source.table.read_features(source.files, source.counts, older["position"]):
-        order, bad = older.slice(first, features.height), _unstorable(source, features)
-        candidates.append(order if bad is None else order.filter(~bad))
-    newest = latest.newest_of(candidates, source.view.join_keys)
-    second = latest.unexpired(newest, source.view, source.now)
-    source.expired.append(newest.height - second.height)
-    for first, features in source.table.read_features(source.files, source.counts, second["position"]):
-        yield second.slice(first, features.height), features
-
-
-def _read_ahead(blocks: Iterator[tuple[int, pl.DataFrame]]) -> Iterator[tuple[int, pl.DataFrame]]:
+def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
     """The same blocks, each read while the one before it is encoded and sent."""
     with ThreadPoolExecutor(1, thread_name_prefix="materialize-read") as pool:
         coming = pool.submit(next, blocks, None)
@@ -222,9 +195,114 @@ def _read_ahead(blocks: Iterator[tuple[int, pl.DataFrame]]) -> Iterator[tuple[in
             yield block
 
 
-def _unstorable(source: _Source, features: pl.DataFrame) -> pl.Series | None:
+# --- what a piece reads ------------------------------------------------------------------------------------------------
+
+
+def _read_changes(work: _Piece) -> Iterator[_Block]:
+    """The rows that commits brought, to be merged; the entities that lost one, to be replaced by their state in the snapshot."""
+    table, keys, watermark = work.table, work.view.join_keys, work.watermark
+    assert watermark is not None  # noqa: S101 - the planner reads changes only after a watermark
+    changes = changes_since(table, watermark)
+    found = read_difference(table, cut(changes, [change.size for change in changes], work.plan.pieces)[work.number])
+    lost = latest.valid_entities(found.lost, keys, work.store.max_key_bytes)
+    yield from _latest_rows(work, found.added.having(latest.without(found.added.frame, lost, keys)), _merge(work))
+    if lost.is_empty():
+        return
+    left = read_order(table, table.snapshot_files(), of=lost)
+    if latest.have_ties(left.frame, keys):
+        left = with_versions(table, left)
+    sent = yield from _latest_rows(work, left, _replace(work))
+    work.gone.append(latest.without(lost, sent, keys))
+
+
+def _read_snapshot(work: _Piece) -> Iterator[_Block]:
+    """This piece's share of the entities, to be replaced; those that lost their last row lately get a floor, online or not."""
+    table, plan, keys = work.table, work.plan, work.view.join_keys
+    share = partial(latest.shard, join_keys=keys, part=work.number, parts=plan.pieces)
+    rows = with_versions(table, read_order(table, table.snapshot_files()))
+    sent = yield from _latest_rows(work, rows.having(share(rows.frame)), _replace(work))
+    if plan.fenced is not None and plan.fenced < plan.to_version:
+        lost = share(read_entities(table, removed_since(table, plan.fenced)))
+        work.gone.append(latest.without(latest.valid_entities(lost, keys, work.store.max_key_bytes), sent, keys))
+
+
+def _read_interval(work: _Piece) -> Iterator[_Block]:
+    """The snapshot's rows of an event-time interval, to be merged; older than what is stored loses."""
+    table, plan = work.table, work.plan
+    assert plan.interval is not None  # noqa: S101 - every backfill has one
+    files = table.snapshot_files(plan.interval)
+    rows = with_versions(table, read_order(table, cut(files, [file.size for file in files], plan.pieces)[work.number]))
+    yield from _latest_rows(work, rows.having(latest.within(rows.frame, plan.interval)), _merge(work))
+
+
+def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block, None, pl.DataFrame]:
+    """The latest storable row of each entity in *rows*. Returns: the join keys of the entities that have one.
+
+    Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
+    """
+    table, view, report = work.table, work.view, work.report
+    valid, reasons = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
+    report.rows_read += rows.frame.height
+    report.quarantine(reasons)
+    moments = (report.event_us, latest.greatest_event_us(valid))
+    report.event_us = max((moment for moment in moments if moment is not None), default=None)
+    fresh, rejected = _unexpired(work, latest.newest(valid, view.join_keys)), [valid.clear()]
+    sent = [valid.clear()]
+    for first, features in read_features(table, rows, fresh["position"]):
+        order = fresh.slice(first, features.height)
+        bad = _unstorable(work, features)
+        if bad is not None:
+            rejected.append(order.filter(bad))
+            order, features = order.filter(~bad), features.filter(~bad)  # noqa: PLW2901 - what is left of the block
+        sent.append(order)
+        yield _Block(order, features, call)
+    if len(rejected) > 1:
+        older = latest.runners_up(valid, rejected, view.join_keys)
+        candidates = [older.clear()]
+        for first, features in read_features(table, rows, older["position"]):
+            order, bad = older.slice(first, features.height), _unstorable(work, features)
+            candidates.append(order if bad is None else order.filter(~bad))
+        second = _unexpired(work, latest.newest_of(candidates, view.join_keys))
+        sent.append(second)
+        for first, features in read_features(table, rows, second["position"]):
+            yield _Block(second.slice(first, features.height), features, call)
+    return latest.entities(sent, view.join_keys)
+
+
+def _unexpired(work: _Piece, winners: pl.DataFrame) -> pl.DataFrame:
+    """The rows that the view's ttl still lets readers see; the others are counted."""
+    fresh = latest.unexpired(winners, work.view, work.now)
+    work.report.expired += winners.height - fresh.height
+    return fresh
+
+
+def _unstorable(work: _Piece, features: pl.DataFrame) -> pl.Series | None:
     """Which rows hold a value that cannot be stored (None: no row does); these are counted."""
-    bad, reasons = codec.unstorable_rows(features, source.view, max_value_bytes=source.max_value_bytes)
-    for reason, count in reasons.items():
-        source.reasons[reason] = source.reasons.get(reason, 0) + count
+    bad, reasons = codec.unstorable_rows(features, work.view, max_value_bytes=work.store.max_value_bytes)
+    work.report.quarantine(reasons)
     return bad
+
+
+# --- how it is written -------------------------------------------------------------------------------------------------
+
+
+def _merge(work: _Piece) -> _Call:
+    changes = work.plan.reads_changes
+    retention = work.view.retention(work.now)
+    write = partial(work.store.merge, work.view.name, tie_wins=changes, retention=retention)
+    return _Call(write, floor=_known_floor(work), at=None if changes else work.at)
+
+
+def _replace(work: _Piece) -> _Call:
+    write = partial(work.store.replace, work.view.name, at=work.at, retention=work.view.retention(work.now))
+    return _Call(write, floor=work.at, at=work.at)
+
+
+def _known_floor(work: _Piece) -> int:
+    """The floor that most entities have online, and that an entity has which the last whole snapshot did not have.
+
+    Records that already carry it are stored as they are, at half the server's time. Not with a ttl: there a floor makes a
+    record stay longer.
+    """
+    found = work.watermark
+    return NO_FLOOR if work.view.ttl is not None or found is None or found.version is None else found.floor

@@ -11,17 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from materialize import codec, watermark
-from materialize.errors import MaterializeError
+from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
-from materialize.offline import open_table, planned_files, total_rows
-from materialize.online.base import TOMBSTONE
-from materialize.order import GENERATION, WRITTEN, stamp
+from materialize.offline import changes_since, open_table, total_rows
+from materialize.order import GENERATION, stamp
 from materialize.piece import PieceReport, no_progress, write_piece
-from materialize.plan import Plan, choose_path, piece_count
+from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
+from materialize.removal import sweep
 from materialize.retry import with_retry
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from materialize.model import FeatureView, Interval, Mode
+    from materialize.offline import Change, OfflineTable
     from materialize.online.base import OnlineStore
 
 __all__ = ["PieceReport", "Run", "backfill", "begin", "commit", "incremental", "make_plan", "rebuild", "write_piece"]
@@ -53,7 +52,7 @@ class Run:
 
 
 def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
-    """Bring everything between the watermark and the table's head online; the first time, the whole snapshot.
+    """Bring everything that changed between the watermark and the table's head online; the first time, the whole snapshot.
 
     After it returns, each entity online equals its latest storable row at the report's ``to_version``.
     """
@@ -94,14 +93,20 @@ def make_plan(
 ) -> Plan:
     """What a run would do, with the table pinned at its head. Writes nothing anywhere.
 
-    Raises RebuildNeeded when an incremental run cannot be exact, OfflineStoreError when the table cannot be read.
+    Raises RebuildNeeded when an incremental run cannot be exact and the view does not say ``on_rebuild_needed: auto``,
+    OfflineStoreError when the table cannot be read.
     """
     table = open_table(view)
     text = with_retry(partial(watermark.read_text, store, view.name))
     found = None if text is None else Watermark.from_json(text)
     path = choose_path(view, mode, found, table.table_id)
-    files = planned_files(table, whole=path.snapshot or mode == "backfill", interval=interval, watermark=found)
-    rows = total_rows(files)
+    changes: list[Change] = []
+    if found is not None and mode == "incremental" and not path.snapshot:
+        path, changes = _changes_or_snapshot(view, table, found, path)
+    rows, items = sum(change.rows for change in changes), None if path.snapshot else len(changes)
+    if path.snapshot or mode == "backfill":
+        files = table.snapshot_files(interval)
+        rows, items = total_rows((file.rows, file.size) for file in files), None if path.snapshot else len(files)
     return Plan(
         view=view.name,
         store=store_name,
@@ -112,11 +117,12 @@ def make_plan(
         to_version=table.version,
         generation=path.generation,
         snapshot=path.snapshot,
-        pieces=piece_count(rows, files=None if path.snapshot else len(files)),
+        pieces=piece_count(rows, items=items),
         rows=rows,
         reason=path.reason,
         engine=ENGINE,
         interval=interval,
+        fenced=_fenced(found, table) if path.snapshot else None,
         watermark=text,
     )
 
@@ -134,7 +140,13 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan) -> Plan:
     highest = None if plan.watermark else _highest_version(view, store)
     generation = plan.generation if highest is None else highest // GENERATION + 1
     claim = Watermark(
-        generation=generation, table_id=plan.table_id, version=None, schema=view.schema_text, run_id=plan.run_id
+        generation=generation,
+        table_id=plan.table_id,
+        version=None,
+        schema=view.schema_text,
+        order=view.order_text,
+        run_id=plan.run_id,
+        fenced=plan.fenced,
     )
     text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))
     sweep = plan.watermark is not None or highest is not None
@@ -153,15 +165,17 @@ def commit(
             f"feature view {view.name!r}: could not commit: found {len(pieces)} written pieces, expected {plan.pieces}. Run again."
         )
     started = time.monotonic()
-    deleted = _sweep(view, store, plan, now) if plan.sweep else 0
-    report = _summed(plan, pieces, deleted)
-    if plan.mode != "backfill" and plan.from_version != plan.to_version:
-        before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
+    swept = sweep(view, store, plan, now) if plan.sweep else 0
+    report = _summed(plan, pieces, swept)
+    before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
+    changed = plan.from_version != plan.to_version or (before is not None and before.schema != view.schema_text)
+    if plan.mode != "backfill" and changed:
         moved = Watermark(
             generation=plan.generation,
             table_id=plan.table_id,
             version=plan.to_version,
             schema=view.schema_text,
+            order=view.order_text,
             run_id=plan.run_id,
             floor=stamp(plan.generation, plan.to_version) if plan.snapshot or before is None else before.floor,
             event_us=_greatest(None if before is None else before.event_us, report.event_us),
@@ -186,43 +200,53 @@ def commit(
 # --- parts of steps ----------------------------------------------------------------------------------------------------
 
 
+def _changes_or_snapshot(
+    view: FeatureView, table: OfflineTable, found: Watermark, path: Path
+) -> tuple[Path, list[Change]]:
+    """The changes since the watermark, or the way over the snapshot where they cannot be told, or cost more."""
+    try:
+        changes = changes_since(table, found)
+    except RebuildNeeded as error:
+        if view.on_rebuild_needed != "auto":
+            raise
+        return Path(snapshot=True, generation=found.generation + 1, reason=f"rebuild was needed: {error.reason}"), []
+    rewriting = [change for change in changes if change.removes]
+    instead = rewriting and instead_of_changes(
+        path.generation,
+        changed_bytes=sum(change.size for change in rewriting),
+        largest_rows=max(change.rows for change in rewriting),
+        snapshot_bytes=table.size,
+    )
+    return (instead, []) if instead else (path, changes)
+
+
+def _fenced(found: Watermark | None, table: OfflineTable) -> int:
+    """The version after which a snapshot run has to look for entities that are gone; its own, for a table that is new to the store."""
+    if found is None or found.table_id != table.table_id:
+        return table.version
+    fenced = found.fenced if found.version is None else found.version
+    return table.version if fenced is None else min(fenced, table.version)
+
+
 def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
     """The greatest version or floor of any record of *view* in the store, None when there is no record."""
     heads = (codec.headers(records) for _, records in store.scan(view.name))
     return max((int(max(head["version"].max(), head["floor"].max())) for head in heads), default=None)
 
 
-def _sweep(view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> int:
-    """Tombstone every entity online that the snapshot has no storable row of. Returns how many of them readers still saw.
-
-    Every row of the snapshot was written with the snapshot's floor, so a lower floor means "not in the snapshot".
-    """
-    at, deleted, retention = stamp(plan.generation, plan.to_version), 0, view.retention(now)
-    for keys, records in store.scan(view.name):
-        heads = codec.headers(records)
-        gone = np.flatnonzero(heads["floor"] < at)
-        batch = codec.tombstones([keys[row] for row in gone], at)
-        outcomes = with_retry(partial(store.replace, view.name, batch, at=at, retention=retention))
-        live = heads["flags"][gone] & TOMBSTONE == 0
-        if view.ttl_us is not None:
-            live &= heads["event_us"][gone] + view.ttl_us > to_us(now)
-        deleted += int((live & (outcomes == WRITTEN)).sum())
-    return deleted
-
-
-def _summed(plan: Plan, pieces: Sequence[PieceReport], deleted: int) -> RunReport:
+def _summed(plan: Plan, pieces: Sequence[PieceReport], swept: int) -> RunReport:
     reasons: dict[str, int] = {}
     for piece in pieces:
         for reason, rows in piece.quarantine_reasons.items():
             reasons[reason] = reasons.get(reason, 0) + rows
-    totals = {name: sum(getattr(piece, name) for piece in pieces) for name in COUNTERS if name != "deleted"}
+    totals = {name: sum(getattr(piece, name) for piece in pieces) for name in COUNTERS}
+    totals["deleted"] += swept
     return RunReport(
         view=plan.view,
         store=plan.store,
         mode=plan.mode,
         from_version=plan.from_version,
         to_version=plan.to_version,
-        deleted=deleted,
         seconds=sum(piece.seconds for piece in pieces),
         event_us=_greatest(*(piece.event_us for piece in pieces)),
         run_id=plan.run_id,

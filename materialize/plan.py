@@ -1,12 +1,12 @@
-"""Watermark and request in, pieces of work out. Pure: no I/O, no clock."""
+"""Watermark and request in, the way of a run and its pieces of work out. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from materialize.errors import RebuildNeeded
 from materialize.model import Interval, Watermark
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Mode
 
-__all__ = ["Path", "Plan", "choose_path", "cut", "piece_count"]
+__all__ = ["Path", "Plan", "choose_path", "cut", "instead_of_changes", "piece_count"]
 
 Item = TypeVar("Item")
 
@@ -23,11 +23,16 @@ ROWS_PER_PIECE = 10_000_000
 #: Airflow maps one task per piece; its own limit is 1,024.
 MAX_PIECES = 64
 FIRST_GENERATION = 1
+#: A snapshot is read instead of the changes when these are so many times its bytes: comparing rewritten files reads more, but
+#: writes only what differs, and the store's time is worth more than ours.
+CHANGES_PER_SNAPSHOT = 4
+#: Rows of one rewriting commit that can be compared in memory, at about 100 bytes a row.
+ROWS_COMPARED = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Which way a run goes. ``snapshot``: the whole pinned version, as each entity's full state; else added rows, merged."""
+    """Which way a run goes. ``snapshot``: the whole pinned version, as each entity's full state; else what changed."""
 
     snapshot: bool
     generation: int
@@ -40,7 +45,8 @@ class Plan:
 
     ``pieces`` may be done in any order, at the same time and more than once, by processes with the same ``engine``.
     ``watermark``: the cell's text that the commit expects. ``sweep``: the commit removes entities that the snapshot has
-    no row of. ``schema_id`` and ``sweep`` are set by `pipeline.begin`.
+    no row of. ``fenced``: a snapshot run gives a floor to every entity that lost its rows after this version.
+    ``schema_id`` and ``sweep`` are set by `pipeline.begin`.
     """
 
     view: str
@@ -58,6 +64,7 @@ class Plan:
     engine: str
     interval: Interval | None = None
     watermark: str | None = None
+    fenced: int | None = None
     schema_id: int = 0
     sweep: bool = False
 
@@ -78,19 +85,19 @@ class Plan:
         )
 
     @property
-    def merges_commits(self) -> bool:
-        """Whether the run reads what commits added; else it reads the live files of a snapshot."""
+    def reads_changes(self) -> bool:
+        """Whether the run reads what commits changed; else it reads the live files of a snapshot."""
         return self.mode == "incremental" and not self.snapshot
 
     @property
     def piece_labels(self) -> tuple[str, ...]:
         """A few words per piece, for people."""
-        what = "entities" if self.snapshot else "files"
+        what = "entities" if self.snapshot else "changes" if self.reads_changes else "files"
         return tuple(f"{what}, part {piece + 1} of {self.pieces}" for piece in range(self.pieces))
 
 
 def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, table_id: str) -> Path:
-    """How a run of *mode* has to go. Raises RebuildNeeded when an incremental run cannot be exact."""
+    """How a run of *mode* goes."""
     generation = FIRST_GENERATION if watermark is None else watermark.generation
     if mode == "backfill":
         return Path(snapshot=False, generation=generation, reason="backfill of an event-time interval")
@@ -98,30 +105,55 @@ def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, tabl
         return Path(snapshot=True, generation=generation + (watermark is not None), reason="rebuild was asked for")
     if watermark is None:
         return Path(snapshot=True, generation=generation, reason="first run: the view has no watermark in this store")
+    changed = _changed_view(view, watermark)
     if watermark.version is None:
-        new = watermark.table_id != table_id or watermark.schema != view.schema_text
+        new = watermark.table_id != table_id or changed is not None
         return Path(
             snapshot=True, generation=generation + new, reason=f"the snapshot run {watermark.run_id} did not finish"
         )
-    if watermark.schema != view.schema_text:
-        raise RebuildNeeded(
-            f"feature view {view.name!r}: could not continue from the watermark: its features or their types changed since version {watermark.version}. "
-            f"Nothing was written; readers still get the old features. Run: materialize rebuild {view.name}"
+    if changed is not None:
+        return Path(
+            snapshot=True,
+            generation=generation + 1,
+            reason=f"{changed} since version {watermark.version}: every entity is written again",
         )
     return Path(snapshot=False, generation=generation, reason=f"from the watermark at version {watermark.version}")
 
 
-def cut(files: Sequence[Item], sizes: Sequence[int], pieces: int) -> list[list[Item]]:
-    """*files* in order, cut into *pieces* runs of about equal size; one may be empty. Depends on nothing but the arguments."""
+def _changed_view(view: FeatureView, watermark: Watermark) -> str | None:
+    """What changed in the view so that records online are not what it says; a feature that is only gone does not count."""
+    if watermark.order != view.order_text:
+        return "the join keys or time columns changed"
+    before = dict(json.loads(watermark.schema))
+    after = {name: str(kind) for name, kind in view.features.items()}
+    added = [name for name in after if name not in before]
+    retyped = [name for name in after if name in before and before[name] != after[name]]
+    told = [f"{what} {', '.join(names)}" for what, names in (("added", added), ("changed type of", retyped)) if names]
+    return f"features: {'; '.join(told)}" if told else None
+
+
+def instead_of_changes(generation: int, *, changed_bytes: int, largest_rows: int, snapshot_bytes: int) -> Path | None:
+    """The snapshot's path when the changes cost more: all of them *changed_bytes*, the largest rewriting commit *largest_rows*."""
+    if largest_rows > ROWS_COMPARED:
+        reason = f"a commit rewrote about {largest_rows:,} rows, more than are compared at once"
+    elif changed_bytes > CHANGES_PER_SNAPSHOT * snapshot_bytes:
+        reason = f"the changes have {changed_bytes:,} bytes, the snapshot {snapshot_bytes:,}"
+    else:
+        return None
+    return Path(snapshot=True, generation=generation, reason=reason)
+
+
+def cut(items: Sequence[Item], sizes: Sequence[int], pieces: int) -> list[list[Item]]:
+    """*items* in order, cut into *pieces* runs of about equal size; one may be empty. Depends on nothing but the arguments."""
     parts: list[list[Item]] = [[] for _ in range(pieces)]
     total, taken = sum(sizes), 0
-    for file, size in zip(files, sizes, strict=True):
-        parts[min(taken * pieces // max(total, 1), pieces - 1)].append(file)
+    for item, size in zip(items, sizes, strict=True):
+        parts[min(taken * pieces // max(total, 1), pieces - 1)].append(item)
         taken += size
     return parts
 
 
-def piece_count(rows: int, *, files: int | None) -> int:
-    """How many pieces *rows* are worth; with *files*, when pieces are cut between files, not more than these."""
+def piece_count(rows: int, *, items: int | None) -> int:
+    """How many pieces *rows* are worth; with *items*, when pieces are cut between files or changes, not more than these."""
     pieces = min(MAX_PIECES, max(1, -(-rows // ROWS_PER_PIECE)))
-    return pieces if files is None else min(pieces, files)
+    return pieces if items is None else min(pieces, items)

@@ -32,21 +32,20 @@ class Writer:
     ``nbytes``; if it raises, any subset may be.
     """
 
-    def __init__(
-        self, store: OnlineStore, write: Callable[[EncodedBatch], Outcomes], progress: Callable[[int], None]
-    ) -> None:
+    def __init__(self, store: OnlineStore, progress: Callable[[int], None]) -> None:
         self.pool = ThreadPoolExecutor(store.parallel_writes, thread_name_prefix="materialize-write")
-        self.write, self.progress = write, progress
+        self.progress = progress
         self.limit = store.parallel_writes + 1
         self.pending: deque[tuple[int, Future[Outcomes]]] = deque()
         self.outcomes = np.zeros(OUTCOMES, dtype=np.int64)
         self.nbytes = 0
 
-    def submit(self, batch: EncodedBatch) -> None:
-        """Hand over *batch*; waits while the store is behind. Raises what an earlier batch met."""
+    def submit(self, batch: EncodedBatch, write: Callable[[EncodedBatch], Outcomes]) -> None:
+        """Hand over *batch* for *write*; waits while the store is behind. Raises what an earlier batch met."""
         while len(self.pending) >= self.limit:
             self._collect()
-        self.pending.append((batch.nbytes, self.pool.submit(with_retry, partial(self.write, batch))))
+        nbytes = int(batch.keys.nbytes + batch.values.nbytes)
+        self.pending.append((nbytes, self.pool.submit(with_retry, partial(write, batch))))
 
     def _collect(self) -> None:
         nbytes, future = self.pending.popleft()

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import servers
+from materialize.online.memory import MemoryStore
+from materialize.online.redis import RedisStore
+from materialize.online.sqlite import SqliteStore
+from tests import object_store as s3, servers
 from tests.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from materialize.online.base import OnlineStore
 
 
 def _server(kind: str) -> Iterator[servers.Server]:
@@ -37,6 +42,13 @@ def valkey_server() -> Iterator[servers.Server]:
     yield from _server("valkey")
 
 
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[s3.ObjectStore]:
+    """A server that speaks S3; every worker of a parallel run has its own."""
+    with s3.running() as store:
+        yield store
+
+
 @pytest.fixture
 def server(any_server: servers.Server) -> servers.Server:
     """An empty server of each kind."""
@@ -49,6 +61,26 @@ def valkey(valkey_server: servers.Server) -> servers.Server:
     """An empty Valkey."""
     valkey_server.client.flushall()
     return valkey_server
+
+
+@pytest.fixture
+def store() -> Iterator[OnlineStore]:
+    """An empty store in memory."""
+    with MemoryStore() as store:
+        yield store
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("valkey", marks=pytest.mark.server)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineStore]:
+    """An empty store of each kind."""
+    if request.param == "memory":
+        store: OnlineStore = MemoryStore()
+    elif request.param == "sqlite":
+        store = SqliteStore(f"sqlite:///{tmp_path}/online.db")
+    else:
+        store = RedisStore(request.getfixturevalue("valkey").url)
+    with store:
+        yield store
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from materialize.model import FeatureType, FeatureView
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+    from uuid import UUID
 
-__all__ = ["NOW", "SCHEMA", "T0", "Table", "at", "inline_deletion_vector", "row"]
+__all__ = ["NOW", "SCHEMA", "T0", "Table", "at", "deletion_vector_file", "inline_deletion_vector", "row"]
 
 #: The first event time of all tables, and the clock of the runs: both ahead of every server's own clock, so that it never matters.
 T0 = datetime(2095, 1, 1, tzinfo=timezone.utc)
@@ -176,7 +178,33 @@ def _z85(data: bytes) -> str:
 
 
 def inline_deletion_vector(positions: Sequence[int]) -> dict[str, Any]:
-    """A deletion vector descriptor as PROTOCOL.md describes it, written independently of any library: array containers only."""
+    """The descriptor of a deletion vector that is in the log itself."""
+    data = _deletion_vector(positions)
+    padded = data + b"\0" * (-len(data) % 4)
+    return {"storageType": "i", "pathOrInlineDv": _z85(padded), "sizeInBytes": len(data), "cardinality": len(positions)}
+
+
+def deletion_vector_file(
+    name: UUID, positions: Sequence[int], *, prefix: str = "", behind: Sequence[int] = ()
+) -> tuple[str, bytes, dict[str, Any]]:
+    """A file with a deletion vector, after one of the positions *behind* if there are any: its path, its bytes, and the descriptor."""
+    framed = [
+        struct.pack(">I", len(data)) + data + struct.pack(">I", zlib.crc32(data))
+        for data in map(_deletion_vector, [behind, positions] if behind else [positions])
+    ]
+    descriptor = {
+        "storageType": "u",
+        "pathOrInlineDv": prefix + _z85(name.bytes),
+        "offset": 1 + sum(map(len, framed[:-1])),
+        "sizeInBytes": len(framed[-1]) - 8,
+        "cardinality": len(positions),
+    }
+    folder = f"{prefix}/" if prefix else ""
+    return f"{folder}deletion_vector_{name}.bin", b"\1" + b"".join(framed), descriptor
+
+
+def _deletion_vector(positions: Sequence[int]) -> bytes:
+    """A deletion vector as PROTOCOL.md describes it, written independently of any library: array containers only."""
     containers: dict[int, list[int]] = {}
     for position in positions:
         containers.setdefault(position >> 16, []).append(position & 0xFFFF)
@@ -187,6 +215,4 @@ def inline_deletion_vector(positions: Sequence[int]) -> dict[str, Any]:
         bitmap += struct.pack("<I", begin)
         begin += 2 * len(values)
     bitmap += b"".join(struct.pack(f"<{len(values)}H", *values) for values in containers.values())
-    data = struct.pack("<iqI", 1681511377, 1, 0) + bitmap
-    padded = data + b"\0" * (-len(data) % 4)
-    return {"storageType": "i", "pathOrInlineDv": _z85(padded), "sizeInBytes": len(data), "cardinality": len(positions)}
+    return struct.pack("<iqI", 1681511377, 1, 0) + bitmap

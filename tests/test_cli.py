@@ -297,7 +297,9 @@ def test_naive_timestamps_are_refused(project: Project) -> None:
     )
     Table(project.table.path, naive).create()
 
-    assert "a timestamp without time zone" in refused(project)
+    message = refused(project)
+    assert "event_timestamp 'event_timestamp': found a column of type timestamp_ntz" in message
+    assert "say timestamp_ntz: UTC in the feature view's YAML" in message
 
 
 def test_rows_that_cannot_be_stored_are_quarantined_with_their_reason(project: Project) -> None:
@@ -365,14 +367,38 @@ def test_empty_table_is_no_error(project: Project) -> None:
     assert (report["rows_read"], report["entities"], report["to_version"]) == (0, 0, 0)
 
 
-def test_change_that_needs_a_rebuild_names_the_command(project: Project) -> None:
+def test_deleted_entity_is_gone_after_the_next_run(project: Project) -> None:
     project.table.append(past("a"), past("b"))
     reports(project, "incremental")
     project.table.delta.delete("user_id = 'a'")
 
+    (report,) = reports(project, "incremental")
+
+    assert (report["deleted"], report["written"]) == (1, 0)
+    assert [one["status"] for one in reports(project, "lookup", "spending", "a", "b")] == ["missing", "present"]
+
+
+def test_change_that_needs_a_rebuild_names_the_command(project: Project) -> None:
+    project.table.append(past("a"), past("b"))
+    reports(project, "incremental")
+    project.table.delta.delete("user_id = 'a'")
+    project.table.delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+
     assert "Run: materialize rebuild spending" in refused(project)
     assert reports(project, "rebuild")[0]["deleted"] == 1
     assert [one["status"] for one in reports(project, "lookup", "spending", "a", "b")] == ["missing", "present"]
+
+
+def test_added_feature_is_announced_by_the_plan_and_filled_by_the_next_run(project: Project) -> None:
+    project.table.append(past("a"), past("b"))
+    project.configure(features={"amount": "float64"})
+    reports(project, "incremental")
+    project.configure(features={"amount": "float64", "count": "int64"})
+
+    assert reports(project, "plan")[0]["reason"].startswith("features: added count since version 0")
+    assert reports(project, "incremental")[0]["written"] == 2
+    (found,) = reports(project, "lookup", "spending", "a")
+    assert found["features"] == {"amount": 0.0, "count": 1}
 
 
 # --- bad input: the store ----------------------------------------------------------------------------------------------

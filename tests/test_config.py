@@ -102,6 +102,8 @@ def test_smallest_view_gets_the_documented_defaults(folder: Path) -> None:
             schedule="hourly",
             max_future=timedelta(days=1),
             tombstone_ttl=timedelta(days=14),
+            timestamp_ntz=None,
+            on_rebuild_needed="fail",
         )
     }
     assert config.root == folder.parent
@@ -127,6 +129,8 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         online_stores: [default, backup]
         max_future: 15m
         tombstone_ttl: 2w
+        timestamp_ntz: UTC
+        on_rebuild_needed: auto
         """,
     )
 
@@ -141,6 +145,7 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         timedelta(minutes=15),
         timedelta(weeks=2),
     )
+    assert (view.timestamp_ntz, view.on_rebuild_needed) == ("UTC", "auto")
     assert view.online_stores == ("default", "backup")
 
 
@@ -308,7 +313,8 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         f"{second}: 1 problem",
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
-            "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl (did you mean 'ttl'?)"
+            "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
+            "on_rebuild_needed (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",
@@ -350,6 +356,12 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         ("ttl", "9999999999d", "ttl: expected a duration of at most 36500d, found '9999999999d'"),
         ("max_future", "soon", "max_future: expected a duration such as '24h', found 'soon'"),
         ("tombstone_ttl", "", "tombstone_ttl: expected a duration such as '24h', found nothing"),
+        ("timestamp_ntz", "utc", "timestamp_ntz: expected UTC, if times without a zone are that, found 'utc'"),
+        ("timestamp_ntz", "Europe/Berlin", "timestamp_ntz: expected UTC, if times without a zone are that, found 'Europe/Berlin'"),
+        ("timestamp_ntz", "true", "timestamp_ntz: expected UTC, if times without a zone are that, found True"),
+        ("on_rebuild_needed", "rebuild", "on_rebuild_needed: expected fail or auto, found 'rebuild'"),
+        ("on_rebuild_needed", "false", "on_rebuild_needed: expected fail or auto, found False"),
+        ("on_rebuild_needed", "", "on_rebuild_needed: expected fail or auto, found nothing"),
         ("schedule", "weekly", "schedule: expected hourly or daily, found 'weekly'"),
         ("schedule", "1", "schedule: expected hourly or daily, found 1"),
         ("online_stores", "[]", "online_stores: expected a list of online stores such as [default], found an empty list"),

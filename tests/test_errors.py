@@ -34,3 +34,10 @@ def test_an_error_survives_pickling(cls):
 
     assert type(copy) is cls
     assert str(copy) == "what happened"
+
+
+def test_the_reason_of_a_needed_rebuild_survives_pickling():
+    copy = pickle.loads(pickle.dumps(errors.RebuildNeeded("could not read what changed: gone", "gone")))
+
+    assert (str(copy), copy.reason) == ("could not read what changed: gone", "gone")
+    assert errors.RebuildNeeded("what happened").reason == ""

@@ -62,7 +62,7 @@ def test_the_winner_is_the_greatest_by_event_created_commit_and_position(given_r
 @given(rows, st.integers(1, 5))
 def test_shards_cut_the_entities_without_loss_or_overlap(given_rows, shards):
     whole = frame(given_rows)
-    parts = [latest.selected(whole, ["k", "n"], interval=None, shard=shard, shards=shards) for shard in range(shards)]
+    parts = [latest.shard(whole, ["k", "n"], part=part, parts=shards) for part in range(shards)]
 
     assert pl.concat(parts).sort("position").equals(whole)
     owners = [set(part.select("k", "n").rows()) for part in parts]
@@ -71,21 +71,21 @@ def test_shards_cut_the_entities_without_loss_or_overlap(given_rows, shards):
 
 def test_shards_are_the_same_in_another_process():
     code = (
-        "import polars as pl; from materialize.latest import selected;"
+        "import polars as pl; from materialize.latest import shard;"
         "rows = pl.DataFrame({'k': [f'key{n}' for n in range(100)], 'n': range(100)});"
-        "print(selected(rows, ['k', 'n'], interval=None, shard=1, shards=3)['n'].to_list())"
+        "print(shard(rows, ['k', 'n'], part=1, parts=3)['n'].to_list())"
     )
     rows = pl.DataFrame({"k": [f"key{number}" for number in range(100)], "n": range(100)})
 
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
 
-    assert other.strip() == str(latest.selected(rows, ["k", "n"], interval=None, shard=1, shards=3)["n"].to_list())
+    assert other.strip() == str(latest.shard(rows, ["k", "n"], part=1, parts=3)["n"].to_list())
 
 
 def test_an_interval_has_its_start_and_not_its_end_and_no_row_without_event_time():
     rows = frame([("a", 1, moment, 0, 0) for moment in (9, 10, 19, 20, None)])
 
-    found = latest.selected(rows, ["k", "n"], interval=Interval(from_us(10), from_us(20)), shard=0, shards=1)
+    found = latest.within(rows, Interval(from_us(10), from_us(20)))
 
     assert found["event_us"].to_list() == [10, 19]
 
@@ -206,3 +206,43 @@ def test_a_stamp_is_the_rows_own_commit_or_the_snapshot():
 def test_the_greatest_event_time_of_no_rows_is_none():
     assert latest.greatest_event_us(frame([])) is None
     assert latest.greatest_event_us(frame([GOOD])) == NOW_US
+
+
+@given(rows)
+def test_one_shard_is_everything(given_rows):
+    whole = frame(given_rows)
+
+    assert latest.shard(whole, ["k", "n"], part=0, parts=1).equals(whole)
+
+
+@given(rows)
+def test_entities_have_ties_if_two_rows_of_one_are_equal_in_both_times(given_rows):
+    orders = [row[:4] for row in given_rows]
+
+    assert latest.have_ties(frame(given_rows), ["k", "n"]) == (len(set(orders)) < len(orders))
+
+
+def test_equal_times_of_two_entities_are_no_tie():
+    rows = frame([("a", 1, 5, 6, 0), ("a", 2, 5, 6, 0), ("b", 1, 5, 6, 1), ("a", 1, 5, 7, 0)])
+
+    assert not latest.have_ties(rows, ["k", "n"])
+    assert latest.have_ties(pl.concat([rows, rows[:1]]), ["k", "n"])
+
+
+def test_entities_that_can_never_be_online_are_left_out():
+    keys = [("a", 1), (None, 1), ("", 1), ("a", None), ("x" * 9, 1), ("|", 0), ("|||", 1)]
+    entities = pl.DataFrame(keys, schema={"k": pl.String, "n": pl.Int64}, orient="row")
+
+    found = latest.valid_entities(entities, ["k", "n"], max_key_bytes=10)
+
+    assert found.rows() == [("a", 1), ("|", 0)]
+    assert latest.valid_entities(entities.clear(), ["k", "n"], max_key_bytes=10).is_empty()
+
+
+@given(rows)
+def test_entities_of_several_parts_have_the_join_keys_alone(given_rows):
+    whole = frame(given_rows)
+
+    found = latest.entities([whole[:3], whole[3:], whole.clear()], ["n", "k"])
+
+    assert found.equals(whole.select("n", "k"))

@@ -127,7 +127,7 @@ def test_retention_counts_from_the_event_time_and_a_floor_or_tombstone_stays():
 
 
 def test_a_watermark_survives_its_text_byte_by_byte():
-    watermark = Watermark(1, "t", 2, "[]", "r", 3, 4, {"written": 5})
+    watermark = Watermark(1, "t", 2, "[]", "[]", "r", 2, 3, 4, counts={"written": 5})
 
     assert Watermark.from_json(watermark.to_json()) == watermark
     assert Watermark.from_json(watermark.to_json()).to_json() == watermark.to_json()

@@ -2,95 +2,46 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from materialize import pipeline, watermark
-from materialize.codec import Decoder, Header
+from materialize.codec import Header
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import COUNTERS, Interval, RunReport, from_us, to_us
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
-from materialize.online.sqlite import SqliteStore
 from materialize.order import GENERATION, stamp
 from materialize.pipeline import PieceReport, Run
 from materialize.plan import Plan
 from materialize.serving import FeatureReader
 from materialize.testing import CrashingStore, Row, make_batch
+from tests.stepping import (
+    Stepper,
+    adds_up,
+    amounts,
+    incremental,
+    interleavings,
+    plan_of,
+    play,
+    position,
+    records,
+    run,
+    served,
+)
 from tests.tables import NOW, Table, at, row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
-
-
-@pytest.fixture
-def store() -> Iterator[OnlineStore]:
-    with MemoryStore() as store:
-        yield store
-
-
-@pytest.fixture(params=["memory", "sqlite", pytest.param("valkey", marks=pytest.mark.server)])
-def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineStore]:
-    if request.param == "memory":
-        store: OnlineStore = MemoryStore()
-    elif request.param == "sqlite":
-        store = SqliteStore(f"sqlite:///{tmp_path}/online.db")
-    else:
-        store = RedisStore(request.getfixturevalue("valkey").url)
-    with store:
-        yield store
-
-
-def run(run_id: str = "run", now: Any = NOW) -> Run:
-    return Run("default", run_id, lambda: now)
-
-
-def incremental(table: Table, store: OnlineStore, run_id: str = "run") -> RunReport:
-    return pipeline.incremental(table.view, store, run(run_id))
-
-
-def plan_of(table: Table, store: OnlineStore, mode: Any = "incremental", run_id: str = "run", **options: Any) -> Plan:
-    return pipeline.make_plan(table.view, store, mode=mode, store_name="default", run_id=run_id, **options)
-
-
-def served(view: FeatureView, store: OnlineStore) -> dict[str, dict[str, Any]]:
-    """The features of every live record by entity key."""
-    known = watermark.schemas(store, view.name)
-    return {
-        key.decode(): Decoder(known[Header.unpack(record).schema_id]).decode(record)
-        for keys, records in store.scan(view.name)
-        for key, record in zip(keys, records, strict=True)
-        if not Header.unpack(record).tombstone
-    }
-
-
-def amounts(table: Table, store: OnlineStore) -> dict[str, float]:
-    return {key: features["amount"] for key, features in served(table.view, store).items()}
-
-
-def records(view: FeatureView, store: OnlineStore) -> dict[bytes, bytes]:
-    return {key: record for keys, found in store.scan(view.name) for key, record in zip(keys, found, strict=True)}
-
-
-def adds_up(report: RunReport) -> bool:
-    return report.entities == report.written + report.stale + report.unchanged + report.expired
-
-
-def position(table: Table, store: OnlineStore) -> tuple[int, int | None]:
-    found = watermark.read(store, table.view.name)
-    assert found is not None
-    return found.generation, found.version
 
 
 # --- one run after the other -------------------------------------------------------------------------------------------
@@ -256,55 +207,6 @@ def test_first_run_after_a_backfill_still_ends_at_the_latest_rows(table: Table, 
     assert amounts(table, any_store) == {"a": 2.0, "b": 3.0}
 
 
-def test_deleted_entities_leave_by_a_rebuild_and_stay_away(table: Table, any_store: OnlineStore) -> None:
-    table.append(row("a", 1, 1.0), row("b", 2, 2.0), row("c", 3, 3.0))
-    incremental(table, any_store)
-    table.append(row("b", 9, 9.0))
-    zombie = pipeline.begin(table.view, any_store, plan_of(table, any_store, run_id="zombie"))
-    table.delta.delete("user_id = 'b'")
-    with pytest.raises(RebuildNeeded, match="removed or rewrote rows"):
-        incremental(table, any_store)
-    assert amounts(table, any_store) == {"a": 1.0, "b": 2.0, "c": 3.0}
-
-    report = pipeline.rebuild(table.view, any_store, run("rebuild"))
-
-    assert (report.deleted, report.written, report.changed) == (1, 2, True)
-    assert adds_up(report)
-    assert amounts(table, any_store) == {"a": 1.0, "c": 3.0}
-    assert [vector.status for vector in FeatureReader(table.view, any_store).lookup([b"b"], now=NOW)] == ["missing"]
-    late = pipeline.write_piece(table.view, any_store, zombie, 0, now=NOW)
-    with pytest.raises(WatermarkError):
-        pipeline.commit(table.view, any_store, zombie, [late], now=NOW)
-    assert amounts(table, any_store) == {"a": 1.0, "c": 3.0}
-    again = pipeline.rebuild(table.view, any_store, run("again"))
-    assert (again.deleted, amounts(table, any_store)) == (0, {"a": 1.0, "c": 3.0})
-
-
-def test_deleted_entity_comes_back_with_a_new_row(table: Table, any_store: OnlineStore) -> None:
-    table.append(row("a", 50, 1.0), row("b", 2, 2.0))
-    incremental(table, any_store)
-    table.delta.delete("user_id = 'a'")
-    pipeline.rebuild(table.view, any_store, run())
-    table.append(row("a", 3, 3.0))
-
-    report = incremental(table, any_store)
-
-    assert report.written == 1
-    assert amounts(table, any_store) == {"a": 3.0, "b": 2.0}
-
-
-def test_rebuild_brings_back_an_older_value_after_an_update(table: Table, any_store: OnlineStore) -> None:
-    table.append(row("a", 1, 1.0))
-    table.append(row("a", 100, 2.0), row("b", 1, 5.0))
-    incremental(table, any_store)
-    table.delta.restore(0)
-
-    report = pipeline.rebuild(table.view, any_store, run())
-
-    assert report.deleted == 1
-    assert amounts(table, any_store) == {"a": 1.0}
-
-
 def test_table_dropped_and_recreated_is_rebuilt_although_versions_begin_again(
     table: Table, any_store: OnlineStore
 ) -> None:
@@ -323,22 +225,6 @@ def test_table_dropped_and_recreated_is_rebuilt_although_versions_begin_again(
     assert (report.deleted, position(table, any_store)) == (4, (2, 0))
     table.append(row("a", 2, 8.0))
     assert incremental(table, any_store).written == 1
-
-
-def test_changed_features_need_a_rebuild_and_old_records_stay_readable_until_then(
-    table: Table, any_store: OnlineStore
-) -> None:
-    table.append(row("a", 1, 1.5, country="FR"), row("b", 1, 2.5))
-    incremental(table, any_store)
-    changed = table.change_view(features={"country": "string", "count": "int64"})
-    with pytest.raises(RebuildNeeded, match="its features or their types changed"):
-        incremental(table, any_store)
-    assert FeatureReader(changed, any_store).lookup([b"a"], now=NOW)[0].features == {"country": "FR", "count": 1}
-
-    pipeline.rebuild(table.view, any_store, run())
-
-    assert served(table.view, any_store)["a"] == {"country": "FR", "count": 1}
-    assert incremental(table, any_store).rows_read == 0
 
 
 def test_empty_table_is_loaded_and_followed(table: Table, any_store: OnlineStore) -> None:
@@ -610,51 +496,6 @@ def test_planning_writes_nothing(table: Table, store: OnlineStore) -> None:
 # --- runs that overlap -------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Stepper:
-    """One run, step by step; stops at its first error."""
-
-    table: Table
-    store: OnlineStore
-    mode: Any
-    name: str
-    step: int = 0
-    plan: Plan | None = None
-    pieces: list[PieceReport] | None = None
-    error: MaterializeError | None = None
-
-    def advance(self) -> None:
-        view, store = self.table.view, self.store
-        self.step += 1
-        if self.error is not None:
-            return
-        try:
-            if self.step == 1:
-                self.plan = plan_of(self.table, store, self.mode, self.name)
-            elif self.step == 2:
-                self.plan = pipeline.begin(view, store, self.plan)  # type: ignore[arg-type]
-            elif self.step == 3:
-                pieces = range(self.plan.pieces)  # type: ignore[union-attr]
-                self.pieces = [pipeline.write_piece(view, store, self.plan, piece, now=NOW) for piece in pieces]  # type: ignore[arg-type]
-            else:
-                pipeline.commit(view, store, self.plan, self.pieces, now=NOW)  # type: ignore[arg-type]
-        except MaterializeError as error:
-            self.error = error
-
-
-def interleavings() -> Iterator[tuple[str, ...]]:
-    """Every way in which the four steps of run x and those of run y can alternate."""
-    for chosen in itertools.combinations(range(8), 4):
-        yield tuple("x" if index in chosen else "y" for index in range(8))
-
-
-def play(order: tuple[str, ...], x: Stepper, y: Stepper, between: dict[int, Callable[[], Any]]) -> None:
-    for index, turn in enumerate(order):
-        if index in between:
-            between[index]()
-        (x if turn == "x" else y).advance()
-
-
 @pytest.mark.parametrize("modes", ["incremental+incremental", "incremental+rebuild", "rebuild+rebuild"])
 @pytest.mark.parametrize("loaded", [False, True], ids=["first", "later"])
 def test_two_overlapping_runs_end_right_in_every_interleaving(tmp_path: Path, modes: str, *, loaded: bool) -> None:
@@ -700,44 +541,6 @@ def test_run_that_is_overtaken_by_a_longer_one_loses_and_harms_nothing(tmp_path:
             assert amounts(table, store) == {"a": 6.0, "b": 2.0, "c": 1.0}, "".join(order)
             errors = [type(run.error) for run in (x, y) if run.error is not None]
             assert set(errors) <= {WatermarkError}, "".join(order)
-
-
-def test_delete_and_rebuild_between_the_steps_of_another_run_end_right(tmp_path: Path) -> None:
-    for number, order in enumerate(interleavings()):
-        table = Table(tmp_path / f"t{number}")
-        table.append(row("a", 1, 1.0), row("b", 1, 2.0), row("c", 1, 3.0))
-        with MemoryStore() as store:
-            incremental(table, store, "before")
-            table.append(row("b", 5, 5.0), row("c", 7, 7.0))
-            x, y = Stepper(table, store, "incremental", "x"), Stepper(table, store, "rebuild", "y")
-
-            first_of_y = order.index("y")
-            play(order, x, y, {first_of_y: lambda table=table: table.delta.delete("user_id = 'b'")})  # type: ignore[misc]
-
-            expected = {"a": 1.0, "c": 7.0}
-            if y.error is not None:
-                assert isinstance(y.error, WatermarkError), "".join(order)
-                pipeline.rebuild(table.view, store, run("repair"))
-            assert amounts(table, store) == expected, "".join(order)
-            assert incremental(table, store, "after").rows_read == 0
-
-
-@pytest.mark.xfail(
-    strict=True, reason="a key that is absent online has no floor: needs a floor of the view, set by begin"
-)
-def test_zombie_cannot_bring_an_entity_that_was_never_online_and_is_deleted_by_now(
-    table: Table, store: OnlineStore
-) -> None:
-    table.append(row("a", 1, 1.0))
-    incremental(table, store)
-    table.append(row("b", 1, 2.0))
-    zombie = pipeline.begin(table.view, store, plan_of(table, store, run_id="zombie"))
-    table.delta.delete("user_id = 'b'")
-    pipeline.rebuild(table.view, store, run("rebuild"))
-
-    pipeline.write_piece(table.view, store, zombie, 0, now=NOW)
-
-    assert amounts(table, store) == {"a": 1.0}
 
 
 # --- runs that die -----------------------------------------------------------------------------------------------------

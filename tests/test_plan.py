@@ -5,15 +5,30 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from materialize.errors import RebuildNeeded
 from materialize.model import FeatureType, FeatureView, Interval, Watermark, from_us
-from materialize.plan import MAX_PIECES, ROWS_PER_PIECE, Plan, choose_path, cut, piece_count
+from materialize.plan import (
+    MAX_PIECES,
+    ROWS_COMPARED,
+    ROWS_PER_PIECE,
+    Plan,
+    choose_path,
+    cut,
+    instead_of_changes,
+    piece_count,
+)
 
 VIEW = FeatureView("v", "s", ("k",), "ts", {"x": FeatureType("int64")}, ("default",))
 
 
 def watermark(**changes):
-    fields = {"generation": 3, "table_id": "t", "version": 7, "schema": VIEW.schema_text, "run_id": "r"}
+    fields = {
+        "generation": 3,
+        "table_id": "t",
+        "version": 7,
+        "schema": VIEW.schema_text,
+        "order": VIEW.order_text,
+        "run_id": "r",
+    }
     return Watermark(**{**fields, **changes})
 
 
@@ -39,9 +54,32 @@ def test_a_run_goes_by_its_watermark(mode, found, snapshot, generation):
     assert path.reason
 
 
-def test_changed_features_need_a_rebuild_and_the_error_says_so():
-    with pytest.raises(RebuildNeeded, match=r"'v'.*features.*changed since version 7.*materialize rebuild v"):
-        choose_path(VIEW, "incremental", watermark(schema='[["x","int32"]]'), "t")
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"schema": "[]"}, "features: added x since version 7"),
+        ({"schema": '[["x","int32"],["y","string"]]'}, "features: changed type of x since version 7"),
+        ({"order": '[["k"],"other",null]'}, "the join keys or time columns changed since version 7"),
+    ],
+)
+def test_a_view_that_says_something_else_is_written_again_in_a_new_generation(changes, why):
+    path = choose_path(VIEW, "incremental", watermark(**changes), "t")
+
+    assert (path.snapshot, path.generation) == (True, 4)
+    assert why in path.reason
+
+
+@pytest.mark.parametrize("schema", ['[["x","int64"],["gone","string"]]', '[["gone","string"],["x","int64"]]'])
+def test_a_feature_that_is_only_gone_needs_no_snapshot(schema):
+    assert not choose_path(VIEW, "incremental", watermark(schema=schema), "t").snapshot
+
+
+def test_the_snapshot_is_read_when_the_changes_cost_more():
+    usual = {"changed_bytes": 10, "largest_rows": 10, "snapshot_bytes": 10}
+
+    assert instead_of_changes(3, **usual) is None
+    assert instead_of_changes(3, **usual | {"changed_bytes": 41}).generation == 3
+    assert "50,000,001 rows" in instead_of_changes(3, **usual | {"largest_rows": ROWS_COMPARED + 1}).reason
 
 
 @given(st.lists(st.integers(0, 10), max_size=40), st.integers(1, 8))
@@ -60,12 +98,12 @@ def test_no_piece_is_larger_than_its_share_by_more_than_a_file(sizes, pieces):
 
 
 def test_pieces_grow_with_the_rows_and_stop_at_the_limits():
-    assert piece_count(0, files=None) == 1
-    assert piece_count(ROWS_PER_PIECE, files=None) == 1
-    assert piece_count(ROWS_PER_PIECE + 1, files=None) == 2
-    assert piece_count(ROWS_PER_PIECE * 1000, files=None) == MAX_PIECES
-    assert piece_count(ROWS_PER_PIECE * 1000, files=3) == 3
-    assert piece_count(0, files=0) == 0
+    assert piece_count(0, items=None) == 1
+    assert piece_count(ROWS_PER_PIECE, items=None) == 1
+    assert piece_count(ROWS_PER_PIECE + 1, items=None) == 2
+    assert piece_count(ROWS_PER_PIECE * 1000, items=None) == MAX_PIECES
+    assert piece_count(ROWS_PER_PIECE * 1000, items=3) == 3
+    assert piece_count(0, items=0) == 0
 
 
 @pytest.mark.parametrize("interval", [None, Interval(from_us(0), from_us(1))])

@@ -13,7 +13,7 @@ from materialize.online.memory import MemoryStore
 
 
 def at(version, run_id="run", generation=1):
-    return Watermark(generation, "table", version, "[]", run_id)
+    return Watermark(generation, "table", version, "[]", "[]", run_id)
 
 
 def view(**features):

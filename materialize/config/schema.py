@@ -77,6 +77,8 @@ class ViewKeys(Keys):
     )
     max_future: Duration = Field(timedelta(days=1), description="a duration such as '24h'")
     tombstone_ttl: Duration = Field(timedelta(days=14), description="a duration such as '14d'")
+    timestamp_ntz: Literal["UTC"] | None = Field(None, description="UTC, if times without a zone are that")
+    on_rebuild_needed: Literal["fail", "auto"] = Field("fail", description="fail or auto")
 
 
 class StoreKeys(Keys):

@@ -1,6 +1,24 @@
 """The offline store: a Delta table in, what changed in it out. The only room that imports deltalake."""
 
+from materialize.offline.changes import Change, changes_since, removed_since
+from materialize.offline.difference import Difference, read_difference, read_entities
 from materialize.offline.log import DataFile, total_rows
-from materialize.offline.table import OfflineTable, RowCounts, open_table, planned_files
+from materialize.offline.rows import OrderRows, read_features, read_order, with_versions
+from materialize.offline.table import OfflineTable, open_table
 
-__all__ = ["DataFile", "OfflineTable", "RowCounts", "open_table", "planned_files", "total_rows"]
+__all__ = [
+    "Change",
+    "DataFile",
+    "Difference",
+    "OfflineTable",
+    "OrderRows",
+    "changes_since",
+    "open_table",
+    "read_difference",
+    "read_entities",
+    "read_features",
+    "read_order",
+    "removed_since",
+    "total_rows",
+    "with_versions",
+]

@@ -1,4 +1,4 @@
-"""The Delta transaction log: commit files in, the data files they added out.
+"""The files of one Delta table: commit files in, their actions out; where a path of the log is.
 
 Format: https://github.com/delta-io/delta/blob/master/PROTOCOL.md. The commit files are read through deltalake's own object
 store, because the change feed and snapshot differences are silently wrong in known cases.
@@ -16,17 +16,28 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 from deltalake.fs import DeltaStorageHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import numpy as np
-    import numpy.typing as npt
     from deltalake import DeltaTable
 
-__all__ = ["OLDEST", "Commit", "CommitGone", "DataFile", "LogReader", "partition_value", "total_rows"]
+    from materialize.offline.deletion_vector import Selection
+
+__all__ = [
+    "OLDEST",
+    "READERS",
+    "Commit",
+    "CommitGone",
+    "DataFile",
+    "LogReader",
+    "partition_value",
+    "rows_of",
+    "total_rows",
+]
 
 #: Commit files read at once; reads are small and latency-bound on object stores.
 READERS = 16
@@ -46,19 +57,19 @@ class CommitGone(Exception):
 class DataFile:
     """One Parquet file of a table.
 
-    ``version``: the commit that brought its rows. ``rows``: its row count when the log tells. ``partition_values``:
-    typed, from the log. ``live``: bool, shape (physical rows,), False for rows that a deletion vector removed; None when
-    all live. ``min_event_us``, ``max_event_us``: bounds of the event time when the log tells.
+    ``path``: as in the log; ``uri``: as polars opens it. ``version``: the commit that brought its rows. ``rows``: its row count
+    when the log tells. ``partition_values``: typed, from the log. ``selection``: which of its rows are meant; None for all.
+    ``bounds``: least and greatest value by column, None where the log does not tell.
     """
 
+    path: str
     uri: str
     version: int
     size: int
     rows: int | None
     partition_values: dict[str, Any] = field(default_factory=dict)
-    live: npt.NDArray[np.bool_] | None = None
-    min_event_us: int | None = None
-    max_event_us: int | None = None
+    selection: Selection | None = None
+    bounds: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +97,40 @@ class Commit:
 class LogReader:
     """Reads the commit files of one table through its object store, with the table's own credentials."""
 
-    def __init__(self, delta: DeltaTable) -> None:
+    def __init__(self, delta: DeltaTable, storage_options: dict[str, str]) -> None:
         self.files = pafs.PyFileSystem(DeltaStorageHandler.from_table(delta._table))  # noqa: SLF001 - no public way to the table's own store
-        self.root = delta.table_uri
+        self.root, self.storage_options = delta.table_uri, storage_options
 
     def uri(self, path: str) -> str:
         """The address that polars opens for a path as written in the log (percent-encoded, relative or absolute)."""
         decoded = unquote(path)
-        if decoded.startswith("file:///"):
-            return decoded.removeprefix("file://")
+        if decoded.startswith("file:/"):  # Java writes one slash, others three
+            return "/" + decoded.removeprefix("file:").lstrip("/")
         if "://" in path:
             return decoded
         root = self.root.removeprefix("file://") if self.root.startswith("file:///") else self.root
         return decoded if decoded.startswith("/") else f"{unquote(root) if root.startswith('/') else root}{decoded}"
+
+    def read(self, path: str, offset: int, length: int) -> bytes:
+        """Some bytes of a file, at a path as written in the log. Raises FileNotFoundError."""
+        with self.open(path) as file:
+            file.seek(offset)
+            return bytes(file.read(length))
+
+    def open(self, path: str) -> pa.NativeFile:
+        """A file at a path as written in the log. Raises FileNotFoundError."""
+        address, files = unquote(path), self.files
+        if self._outside(path):
+            address, files = self.uri(path), pafs.LocalFileSystem()
+            if not address.startswith("/"):
+                folder, _, address = address.rpartition("/")
+                files = pafs.PyFileSystem(DeltaStorageHandler(folder, self.storage_options or None))
+        return files.open_input_file(address)
+
+    @staticmethod
+    def _outside(path: str) -> bool:
+        """Whether *path* does not start at the table's folder: a shallow clone names the files of another table."""
+        return ":/" in path or path.startswith("/")
 
     def versions(self) -> list[int]:
         """The versions whose commit files are in the log, ascending."""
@@ -108,17 +140,14 @@ class LogReader:
 
     def commits(self, first: int, last: int) -> list[Commit]:
         """The commits *first* to *last*, both included, in order. Raises CommitGone when one is missing."""
-        return self._read(range(first, last + 1))
-
-    def _read(self, versions: Iterable[int]) -> list[Commit]:
         with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(self._commit, versions))
+            return list(pool.map(self._commit, range(first, last + 1)))
 
-    def _read_left(self, last: int) -> list[Commit]:
-        """Every commit up to *last* that the log still has; a cleanup may take some while they are read."""
+    def commits_left(self, last: int, first: int = 0) -> list[Commit]:
+        """The commits *first* to *last* that the log still has; a cleanup may take some while they are read."""
         while True:
-            with suppress(CommitGone):
-                return self._read(version for version in self.versions() if version <= last)
+            with suppress(CommitGone), ThreadPoolExecutor(READERS) as pool:
+                return list(pool.map(self._commit, (at for at in self.versions() if first <= at <= last)))
 
     def _commit(self, version: int) -> Commit:
         try:
@@ -128,27 +157,40 @@ class LogReader:
             oldest = next(iter(self.versions()), None)
             raise CommitGone(version, oldest) from None
 
-    def missing(self, paths: list[str]) -> set[str]:
-        """The addresses of those of *paths* (as in the log) that are no files any more."""
-        absent = {path for path in paths if "://" not in path and not path.startswith("/")}
-        if absent:
-            found = self.files.get_file_info([unquote(path) for path in sorted(absent)])
-            absent -= {
-                path for path, info in zip(sorted(absent), found, strict=True) if info.type == pafs.FileType.File
-            }
-        return {self.uri(path) for path in absent}
+    def missing(self, paths: Iterable[str]) -> set[str]:
+        """Those of *paths* (as in the log) that are no files any more; files outside the table's folder are not looked at."""
+        ours = sorted({path for path in paths if not self._outside(path)})
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(lambda path: self.files.get_file_info(unquote(path)).type, ours)
+            return {path for path, kind in zip(ours, found, strict=True) if kind != pafs.FileType.File}
 
-    def file_versions(self, last: int) -> Callable[[str], int]:
-        """Which commit brought the rows of a file (path as in the log), as far as the log still tells.
+    def file_versions(self, last: int) -> dict[str, int]:
+        """The commit that brought the rows of each file, by path, as far as the log still tells.
 
         A compacted file counts as the newest of its inputs, because compaction brings no rows. Used to break ties.
         """
         brought: dict[str, int] = {}
-        for commit in self._read_left(last):
+        for commit in self.commits_left(last):
             inputs = [brought.get(remove["path"], OLDEST) for remove in commit.removes if not remove["dataChange"]]
             for add in commit.adds:
                 brought[add["path"]] = commit.version if add["dataChange"] else max(inputs, default=OLDEST)
-        return lambda path: brought.get(path, OLDEST)
+        return brought
+
+    def vectors(self, last: int) -> dict[str, dict[str, Any]]:
+        """The deletion vector of each live file that has one, by path. Raises CommitGone when the log does not go back to the start."""
+        found: dict[str, Any] = {}
+        for commit in self.commits(0, last):
+            for remove in commit.removes:
+                found.pop(remove["path"], None)
+            for add in commit.adds:
+                found[add["path"]] = add.get("deletionVector")
+        return {path: vector for path, vector in found.items() if vector is not None}
+
+
+def rows_of(action: dict[str, Any]) -> int | None:
+    """Rows of the data file of an add or remove action, deleted ones included; None when the log does not tell."""
+    rows: int | None = json.loads(action.get("stats") or "{}").get("numRecords")
+    return rows
 
 
 def partition_value(text: str | None, kind: str) -> Any:
@@ -159,10 +201,14 @@ def partition_value(text: str | None, kind: str) -> Any:
 
 
 def _timestamp(text: str) -> datetime:
+    moment = _timestamp_ntz(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+def _timestamp_ntz(text: str) -> datetime:
     # Writers leave out zeros at the end of a fraction; Python 3.10 reads three or six digits only.
     text = re.sub(r"\.(\d{1,6})(?!\d)", lambda fraction: f".{fraction[1]:0<6}", text.replace("Z", "+00:00"))
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return datetime.fromisoformat(text)
 
 
 def _binary(text: str) -> bytes:
@@ -177,10 +223,11 @@ PARTITION_PARSERS: dict[str, Callable[[str], Any]] = {
     "binary": _binary,
     "date": date.fromisoformat,
     "timestamp": _timestamp,
+    "timestamp_ntz": _timestamp_ntz,
     "decimal": Decimal,
 }
 
 
-def total_rows(files: Iterable[DataFile]) -> int:
-    """The rows of *files* as far as the log tells; a file without a count counts by its size, at 100 bytes a row."""
-    return sum(file.size // 100 if file.rows is None else file.rows for file in files)
+def total_rows(sized: Iterable[tuple[int | None, int]]) -> int:
+    """The rows of files, from the rows (None: unknown) and the bytes of each; 100 bytes count as a row."""
+    return sum(size // 100 if rows is None else rows for rows, size in sized)

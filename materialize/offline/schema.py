@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -12,13 +13,13 @@ from materialize.model import FeatureType
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from deltalake import Schema
-
     from materialize.model import FeatureView
 
-__all__ = ["check_columns", "column_types", "polars_type"]
+__all__ = ["Column", "check_columns", "columns_of", "polars_type", "same_values"]
 
 INTEGERS = {"byte": pl.Int8, "short": pl.Int16, "integer": pl.Int32, "long": pl.Int64}
+#: Types that hold every value of the ones before them (PROTOCOL.md, Type Widening), as far as entity keys and records are the same.
+WIDENING = (tuple(INTEGERS), ("float", "double"))
 POLARS_TYPES: dict[str, pl.DataType | type[pl.DataType]] = {
     **INTEGERS,
     "float": pl.Float32,
@@ -46,14 +47,38 @@ ACCEPTED = {
 }
 
 
-def column_types(schema: Schema) -> dict[str, str]:
-    """The type of each column, as Delta writes it: ``long``, ``decimal(10,2)``, ``array<float>`` ..."""
-    return {field["name"]: _type_text(field["type"]) for field in _fields(schema)}
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table. ``type`` as Delta writes it: ``long``, ``decimal(10,2)``, ``array<float>`` ...; ``stored``: its name in
+    data files and in the log, another one than readers know when the table has a column mapping; ``id``: its number there.
+    """
+
+    type: str
+    stored: str
+    id: int | None = None
 
 
-def _fields(schema: Schema) -> list[dict[str, Any]]:
-    fields: list[dict[str, Any]] = json.loads(schema.to_json())["fields"]
-    return fields
+def columns_of(schema: str) -> dict[str, Column]:
+    """The columns of a Delta schema (its JSON), by name."""
+    columns = {}
+    for field in json.loads(schema)["fields"]:
+        mapping = field["metadata"]
+        stored = mapping.get("delta.columnMapping.physicalName", field["name"])
+        columns[field["name"]] = Column(_type_text(field["type"]), stored, mapping.get("delta.columnMapping.id"))
+    return columns
+
+
+def same_values(before: Column, now: Column) -> bool:
+    """Whether what was written to the column *before* reads as the same values *now*: the same column, or a wider type."""
+    if before.stored != now.stored:
+        return False
+    chain = next((chain for chain in WIDENING if before.type in chain and now.type in chain), None)
+    if chain:
+        return chain.index(before.type) <= chain.index(now.type)
+    if before.type.startswith("decimal(") and now.type.startswith("decimal("):
+        (digits, scale), (more, same) = ((int(n) for n in kind[8:-1].split(",")) for kind in (before.type, now.type))
+        return scale == same and digits <= more
+    return before.type == now.type
 
 
 def _type_text(kind: Any) -> str:
@@ -74,8 +99,9 @@ def polars_type(text: str) -> pl.DataType | type[pl.DataType]:
     return POLARS_TYPES[text]
 
 
-def check_columns(view: FeatureView, columns: Mapping[str, str]) -> list[str]:
-    """Every way in which *columns* (name -> Delta type) cannot feed *view*, one sentence each."""
+def check_columns(view: FeatureView, table_columns: Mapping[str, Column]) -> list[str]:
+    """Every way in which *table_columns* cannot feed *view*, one sentence each."""
+    columns = {name: _declared(view, column.type) for name, column in table_columns.items()}
     problems = []
     for key in view.join_keys:
         problems += _check(columns, key, "join key", KEY_TYPES)
@@ -87,6 +113,11 @@ def check_columns(view: FeatureView, columns: Mapping[str, str]) -> list[str]:
     for name, kind in view.features.items():
         problems += _check(columns, name, "feature", _accepted(kind, columns.get(name, "")))
     return problems
+
+
+def _declared(view: FeatureView, kind: str) -> str:
+    """The type as *view* declares it: times without a zone may be said to be UTC."""
+    return kind.replace("timestamp_ntz", "timestamp") if view.timestamp_ntz == "UTC" else kind
 
 
 def _accepted(kind: FeatureType, found: str) -> tuple[str, ...]:
@@ -112,5 +143,9 @@ def _check(columns: Mapping[str, str], name: str, role: str, accepted: tuple[str
     found = columns[name]
     if found in accepted:
         return []
-    hint = " (a timestamp without time zone: its instants are unknown)" if found == "timestamp_ntz" else ""
+    hint = (
+        " (without a time zone; if it is UTC, say timestamp_ntz: UTC in the feature view's YAML)"
+        if found == "timestamp_ntz"
+        else ""
+    )
     return [f"{role} {name!r}: found a column of type {found}{hint}, expected {' or '.join(accepted)}"]

@@ -62,14 +62,6 @@ class EncodedBatch:
     version: npt.NDArray[np.int64]
     tombstone: bool = False
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values."""
-        return int(self.keys.nbytes + self.values.nbytes)
-
 
 class OnlineStore(ABC):
     """A serving store. Safe to use from several threads; opening one does not touch the network.

@@ -101,9 +101,9 @@ class RedisStore(OnlineStore):
         return self._write(view, batch, "replace", retention)
 
     def _write(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Outcomes:
-        if not len(batch):
+        if not len(batch.keys):
             return np.empty(0, dtype=np.uint8)
-        subject = f"write {len(batch):,} rows of feature view {view!r} to"
+        subject = f"write {len(batch.keys):,} rows of feature view {view!r} to"
         with self._translated(subject):
             self.client.script_load(self.write_script.script)
             connection = self.pool.get_connection()

@@ -80,7 +80,7 @@ class SqliteStore(OnlineStore):
     ) -> Outcomes:
         values = {"view": view, "tie_wins": tie_wins, "at": at}
         values |= {"ttl_us": retention.ttl_us, "keep_until_us": retention.keep_until_us}
-        with self._connection(self.writer, f"write {len(batch):,} rows of feature view {view!r} to") as connection:
+        with self._connection(self.writer, f"write {len(batch.keys):,} rows of feature view {view!r} to") as connection:
             connection.execute(STATEMENTS["incoming"])
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(STATEMENTS["empty"])
@@ -190,11 +190,11 @@ def _switch_to_wal(connection: sqlite3.Connection, turns: int) -> None:
 def _rows(batch: EncodedBatch) -> Iterator[tuple[Any, ...]]:
     """One tuple per row for the ``fill`` statement. SQLite takes single rows only, at about 1 us each."""
     values = batch.values.to_pylist()
-    events = [None] * len(batch) if batch.tombstone else batch.event_us.tolist()
+    events = [None] * len(batch.keys) if batch.tombstone else batch.event_us.tolist()
     floors = (HEADER.unpack_from(value)[-1] for value in values)
     leads, payloads = (value[:LEAD_BYTES] for value in values), (value[HEADER.size :] for value in values)
     times = (batch.created_us.tolist(), batch.version.tolist())
-    return zip(range(len(batch)), batch.keys.to_pylist(), events, *times, floors, leads, payloads, strict=True)
+    return zip(range(len(batch.keys)), batch.keys.to_pylist(), events, *times, floors, leads, payloads, strict=True)
 
 
 def _record(event_us: int | None, created_us: int, version: int, floor: int, lead: bytes, payload: bytes) -> bytes:

@@ -1,118 +1,81 @@
-"""Random histories on every store end with each entity's latest row; planted bugs do not get past them."""
+"""Random histories on every store, and on S3, end with each entity's latest row; planted bugs do not get past them."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.properties.histories import play, shards
+from tests.mutants import MUTANTS, copied, played, tried
+from tests.object_store import BUCKET
+from tests.properties.histories import play
+from tests.properties.storage import Bucket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from tests import servers
+    from tests.object_store import ObjectStore
+    from tests.properties.storage import Storage
 
-#: Histories per store; more with MATERIALIZE_DIFFERENTIAL=1000. The first seed is MATERIALIZE_SEED, 0 by default.
-COUNT = int(os.environ.get("MATERIALIZE_DIFFERENTIAL", "60"))
-FIRST = int(os.environ.get("MATERIALIZE_SEED", "0"))
-#: Histories that a planted bug may survive at most.
-MUTANT_HISTORIES = 80
-PROJECT = Path(__file__).parents[2]
-HISTORIES = Path(__file__).with_name("histories.py")
-
-#: Planted bugs: file, what is there, what is put there. Each must make a history fail.
-MUTANTS = {
-    "created time ignored": (
-        "latest.py",
-        '.sort("event_us", "created_us", "version", "position")',
-        '.sort("event_us", "version", "position")',
-    ),
-    "later commit does not win a tie in a run": (
-        "latest.py",
-        '.sort("event_us", "created_us", "version", "position")',
-        '.sort("event_us", "created_us", "position")',
-    ),
-    "later commit does not win a tie in the store": (
-        "piece.py",
-        'tie_wins=plan.mode == "incremental"',
-        "tie_wins=False",
-    ),
-    "rows without an event time are stored": (
-        "latest.py",
-        '"null event timestamp": event.is_null()',
-        '"null event timestamp": pl.lit(value=False)',
-    ),
-    "older rows win": ("order.py", "> (other.event_us, other.created_us)", "< (other.event_us, other.created_us)"),
-    "deleted entities stay": ("pipeline.py", "if plan.sweep else 0", "if False else 0"),
-    "deletes are not noticed": (
-        "offline/table.py",
-        'if any(remove["dataChange"] for remove in commit.removes)',
-        "if False",
-    ),
-    "compaction counts as new rows": (
-        "offline/table.py",
-        'for add in commit.adds if add["dataChange"]',
-        "for add in commit.adds",
-    ),
-    "the last commit is left out": ("offline/log.py", "range(first, last + 1)", "range(first, last)"),
-    "partition values of another file": (
-        "offline/table.py",
-        "np.repeat(np.arange(len(files)), counts)",
-        "np.repeat(np.arange(len(files))[::-1], counts[::-1])",
-    ),
-    "no older row for an unstorable one": ("piece.py", "if not rejected:", "if True:"),
-    "null bitmap the wrong way round": ("codec.py", 'bitorder="little"', 'bitorder="big"'),
-}
+#: Incremental runs that are checked, over all stores; more with MATERIALIZE_DIFFERENTIAL=100000.
+WINDOWS = int(os.environ.get("MATERIALIZE_DIFFERENTIAL", "1020"))
+#: The first seed of the first part, to see a failure again; each store has seeds of its own by default.
+SEED = os.environ.get("MATERIALIZE_SEED")
+#: Parts per store, the seeds between the first ones of two parts, and of two stores.
+PARTS, APART, STORES_APART = 4, 1_000_000, 100_000_000
+#: Planted bugs that are tried in every run of the tests; `make mutants` tries all of them.
+QUICK = ("removed rows ignored", "deletion vector inverted", "floor ignored", "watermark moved before the write")
 
 
-@pytest.mark.parametrize("seeds", shards(COUNT, 4), ids=str)
-@pytest.mark.parametrize("url", ["memory://", "sqlite:///FOLDER/online.db"])
-def test_random_histories_end_right(url: str, seeds: range) -> None:
-    for seed in seeds:
-        play(url, FIRST + seed)
+def play_windows(
+    url: str, *, store: int, part: int, windows: int, storage: Callable[[int], Storage | None] = lambda _seed: None
+) -> None:
+    """Play histories until so many incremental runs were checked."""
+    seed = int(SEED or STORES_APART * store) + APART * part
+    done = 0
+    while done < windows:
+        done += play(url, seed, storage(seed)).windows
+        seed += 1
 
 
-@pytest.mark.parametrize("seeds", shards(COUNT, 4), ids=str)
-def test_random_histories_end_right_on_valkey(valkey: servers.Server, seeds: range) -> None:
-    for seed in seeds:
-        play(f"{valkey.url}?prefix=sSEED", FIRST + seed)
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize(("store", "url"), [(0, "memory://"), (1, "sqlite:///FOLDER/online.db")])
+def test_random_histories_end_right(store: int, url: str, part: int) -> None:
+    play_windows(url, store=store, part=part, windows=WINDOWS // 3 // PARTS)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_planted_bug_is_caught(tmp_path: Path, name: str) -> None:
-    file, there, planted = MUTANTS[name]
-    shutil.copytree(PROJECT / "materialize", tmp_path / "materialize", ignore=shutil.ignore_patterns("__pycache__"))
-    source = (tmp_path / "materialize" / file).read_text()
-    assert there in source, f"{file} has changed: plant this bug anew"
-    (tmp_path / "materialize" / file).write_text(source.replace(there, planted))
-    shutil.copy(HISTORIES, tmp_path)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_histories_end_right_on_valkey(valkey: servers.Server, part: int) -> None:
+    play_windows(f"{valkey.url}?prefix=sSEED", store=2, part=part, windows=WINDOWS // 3 // PARTS)
 
-    command = [sys.executable, str(tmp_path / HISTORIES.name), "memory://", "0", str(MUTANT_HISTORIES)]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
 
-    assert ended.returncode == 1, f"the bug survived {MUTANT_HISTORIES} histories"
-    assert "Divergence: seed" in ended.stderr
-    assert "ImportError" not in ended.stderr
-    assert "SyntaxError" not in ended.stderr
+@pytest.mark.parametrize("part", range(2))
+def test_random_histories_of_tables_on_s3_end_right(object_store: ObjectStore, part: int) -> None:
+    """On one 25th of the windows: each takes twice the time of one in a folder."""
+
+    def in_bucket(seed: int) -> Storage:
+        return Bucket(object_store.client, BUCKET, f"history-{seed}", object_store.options)
+
+    play_windows("memory://", store=3, part=part, windows=WINDOWS // 25 // 2, storage=in_bucket)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_planted_bug_is_caught(name: str) -> None:
+    (mutant,) = (mutant for mutant in MUTANTS if mutant.name == name)
+
+    caught = tried(mutant, histories=30)
+
+    assert caught.by is not None, caught.told
 
 
 def test_unchanged_copy_of_the_package_passes(tmp_path: Path) -> None:
-    shutil.copytree(PROJECT / "materialize", tmp_path / "materialize", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(HISTORIES, tmp_path)
-    with (tmp_path / "materialize" / "__init__.py").open("a") as source:
+    folder = copied(tmp_path)
+    with (folder / "materialize" / "__init__.py").open("a") as source:
         source.write('\nprint("the copy")\n')
 
-    command = [sys.executable, str(tmp_path / HISTORIES.name), "memory://", "0", "3"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    ended = played(folder, 3)
 
     assert (ended.returncode, ended.stdout) == (0, "the copy\n"), ended.stderr

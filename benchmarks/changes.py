@@ -1,0 +1,187 @@
+"""What an incremental run costs, by the size and kind of the change: ``python benchmarks/changes.py --plot docs/changes.svg``.
+
+A table of one row per entity in 100 files, clustered by entity. Each commit appends, updates, merges or deletes a share of the
+rows, in as few files as hold them, and is followed by one incremental run; beside them, one rebuild of the whole table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import servers
+from deltalake import DeltaTable, write_deltalake
+from figures import environment, where
+
+from materialize import pipeline
+from materialize.model import FeatureType, FeatureView, OnlineStoreConfig
+from materialize.online import open_store
+from materialize.online.base import OnlineStore
+
+FILES = 100
+FEATURES = [f"feature_{number}" for number in range(10)]
+SHARES = (0.001, 0.003, 0.01, 0.05)
+FIRST_EVENT = datetime(2026, 1, 1, tzinfo=timezone.utc)
+COMMITS = 1_000
+#: The aims: 1 % of the rows in at most this share of the rebuild plus seconds; planning in seconds.
+AIM_SHARE, AIM_SECONDS, AIM_PLANNING = 0.03, 0.3, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measured run: *kind* and *share* of the change, seconds, entities written and deleted."""
+
+    kind: str
+    share: float
+    seconds: float
+    entities: int
+
+
+def rows(low: int, high: int, day: int) -> pl.DataFrame:
+    """One row per entity of ``[low, high)``, with event times on *day*."""
+    rng, count = np.random.default_rng(low + day), high - low
+    begin = int((FIRST_EVENT + timedelta(days=day)).timestamp()) * 10**6
+    events = begin + rng.integers(0, 86_400_000_000, count)
+    return pl.DataFrame(
+        {
+            "user_id": np.arange(low, high),
+            "event_timestamp": pl.Series(events).cast(pl.Datetime("us", "UTC")),
+            **{name: rng.standard_normal(count) for name in FEATURES},
+        }
+    )
+
+
+class Changes:
+    """The kinds of change. Each call commits one to the table, on other entities than the calls before it."""
+
+    def __init__(self, table: str, entities: int) -> None:
+        self.table, self.entities, self.next = table, entities, 0
+
+    def take(self, share: float) -> tuple[int, int]:
+        low = self.next
+        self.next += round(self.entities * share)
+        return low, self.next
+
+    def append(self, share: float) -> None:
+        write_deltalake(self.table, rows(*self.take(share), day=2), mode="append")
+
+    def update(self, share: float) -> None:
+        low, high = self.take(share)
+        predicate = f"user_id >= {low} and user_id < {high}"
+        DeltaTable(self.table).update(updates={FEATURES[0]: f"{FEATURES[0]} + 1"}, predicate=predicate)
+
+    def delete(self, share: float) -> None:
+        low, high = self.take(share)
+        DeltaTable(self.table).delete(predicate=f"user_id >= {low} and user_id < {high}")
+
+    def merge(self, share: float) -> None:
+        low, high = self.take(share)
+        matched = f"t.user_id = s.user_id and t.user_id >= {low} and t.user_id < {high}"
+        merge = DeltaTable(self.table).merge(rows(low, high, day=2), matched, source_alias="s", target_alias="t")
+        merge.when_matched_update_all().when_not_matched_insert_all().execute()
+
+
+def timed_run(view: FeatureView, store: OnlineStore, expected: int | None = None) -> float:
+    """The seconds of one incremental run, planning included; it must write or delete *expected* entities."""
+    run = pipeline.Run("default", "benchmark", lambda: datetime.now(timezone.utc))
+    begin = time.perf_counter()
+    report = pipeline.incremental(view, store, run)
+    seconds = time.perf_counter() - begin
+    if expected is not None and report.written + report.deleted != expected:
+        raise SystemExit(f"found {report.written} written and {report.deleted} deleted, expected {expected} in all")
+    return seconds
+
+
+def measure(view: FeatureView, store: OnlineStore, entities: int, repeats: int) -> tuple[float, list[Point]]:
+    """The seconds of the rebuild, and the median run of every kind and share."""
+    for file in range(FILES):
+        write_deltalake(
+            view.source, rows(file * entities // FILES, (file + 1) * entities // FILES, day=0), mode="append"
+        )
+    rebuild = timed_run(view, store, entities)
+    print(f"rebuild: {rebuild:.2f} s", file=sys.stderr)
+    changes, points = Changes(view.source, entities), []
+    for share in SHARES:
+        count = round(entities * share)
+        for kind in ("append", "update", "merge", "delete"):
+            seconds = []
+            for _ in range(repeats):
+                getattr(changes, kind)(share)
+                seconds.append(timed_run(view, store, count))
+            points.append(Point(kind, share, statistics.median(seconds), count))
+            print(f"{kind} {share:.1%}: {points[-1].seconds:.2f} s", file=sys.stderr)
+    return rebuild, points
+
+
+def planning(view: FeatureView, store: OnlineStore, repeats: int) -> float:
+    """The median seconds of a plan over `COMMITS` commits."""
+    write_deltalake(view.source, rows(0, 10, day=0), mode="append")
+    timed_run(view, store)
+    for commit in range(COMMITS):
+        write_deltalake(view.source, rows(commit, commit + 1, day=1), mode="append")
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        plan = pipeline.make_plan(view, store, mode="incremental", store_name="default", run_id="plan")
+        seconds.append(time.perf_counter() - begin)
+        if plan.to_version - (plan.from_version or 0) != COMMITS:
+            raise SystemExit(f"planned {plan}, expected {COMMITS} commits")
+    return statistics.median(seconds)
+
+
+def plot(path: Path, rebuild: float, points: list[Point]) -> None:
+    """Seconds over the share of rows changed, a line for each kind."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for kind in dict.fromkeys(point.kind for point in points):
+        line = [point for point in points if point.kind == kind]
+        axes.plot([100 * point.share for point in line], [point.seconds for point in line], marker="o", label=kind)
+    axes.axhline(rebuild, color="black", linestyle="--", label="rebuild")
+    axes.plot(1, AIM_SHARE * rebuild + AIM_SECONDS, "kx", label="aim at 1 %")
+    axes.set(xscale="log", yscale="log", xlabel="rows changed, %", ylabel="seconds of the incremental run")
+    axes.legend()
+    axes.grid(visible=True, which="both", alpha=0.2)
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+
+
+def main() -> None:
+    """Measure, print Markdown, draw."""
+    parser = argparse.ArgumentParser(description="Measure incremental runs by the size and kind of the change.")
+    parser.add_argument("--entities", type=int, default=10_000_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--server", choices=servers.KINDS, default="redis")
+    parser.add_argument("--plot", type=Path, help="draw the figure to this file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder, servers.running_server(arguments.server) as server:
+        setting = environment(server.name)
+        kinds = dict.fromkeys(FEATURES, FeatureType("float64"))
+        view = FeatureView("changes", f"{folder}/table", ("user_id",), "event_timestamp", kinds, ("default",))
+        with open_store(OnlineStoreConfig("default", server.url)) as store:
+            rebuild, points = measure(view, store, arguments.entities, arguments.repeats)
+            many = FeatureView("commits", f"{folder}/commits", ("user_id",), "event_timestamp", kinds, ("default",))
+            planned = planning(many, store, arguments.repeats)
+    allowed = AIM_SHARE * rebuild + AIM_SECONDS
+    print("\n".join(where(setting)))
+    print(f"{arguments.entities:,} rows of {len(FEATURES)} float64 in {FILES} files; median of {arguments.repeats}.\n")
+    print("| run | " + " | ".join(f"{share:.1%} of the rows" for share in SHARES) + " |")
+    print("|---|" + "---|" * len(SHARES))
+    for kind in dict.fromkeys(point.kind for point in points):
+        print(f"| {kind}, s | " + " | ".join(f"{p.seconds:.2f}" for p in points if p.kind == kind) + " |")
+    worst = max(point.seconds for point in points if point.share == 0.01)
+    print(f"\nrebuild {rebuild:.2f} s; the slowest at 1 %: {worst:.2f} s, aim at most {allowed:.2f} s")
+    print(f"planning over {COMMITS:,} commits: {planned:.2f} s, aim under {AIM_PLANNING:.0f} s")
+    if arguments.plot:
+        plot(arguments.plot, rebuild, points)
+
+
+if __name__ == "__main__":
+    main()

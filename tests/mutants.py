@@ -1,0 +1,332 @@
+"""Bugs planted on purpose, one at a time, in a copy of the package: each must be caught by random histories or by a named test.
+
+``python -m tests.mutants [WORDS OF A NAME]`` prints each bug, what caught it and after how long; exit code 1 if one survives.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MUTANTS", "Caught", "Mutant", "copied", "played", "tried"]
+
+PROJECT = Path(__file__).parents[1]
+#: Histories that a bug may survive at most, and seconds until it counts as survived.
+HISTORIES, SECONDS = 200, 600
+#: Errors of the planted text or of the histories themselves, which prove nothing.
+NOT_CAUGHT = re.compile(r"seed \d+: (Name|Type|Attribute|Import|Syntax|Unbound\w+|ColumnNotFound|Lake)Error")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A bug: in *file* of the package, *planted* instead of what is *there*. ``test``: what catches it; histories when empty."""
+
+    name: str
+    file: str
+    there: str
+    planted: str
+    test: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Caught:
+    """What became of a mutant. ``by``: the seed or the test that caught it; None when it survived. ``told``: what was seen."""
+
+    by: str | None
+    told: str
+    seconds: float
+
+
+MUTANTS = (
+    # --- what changed ---
+    Mutant(
+        "event-time window instead of versions",
+        "piece.py",
+        "    _write_latest(work, added, _merge(work))\n    if lost",
+        "    late = added.frame['event_us'] <= (watermark.event_us or 0)\n"
+        "    _write_latest(work, added.having(added.frame.filter(~late)), _merge(work))\n    if lost",
+    ),
+    Mutant("last commit left out", "offline/log.py", "range(first, last + 1)", "range(first, last)"),
+    Mutant("commits beyond the pinned head read", "piece.py", "open_table(view, plan.to_version)", "open_table(view)"),
+    Mutant(
+        "adds of a compaction read",
+        "offline/changes.py",
+        "for add in _changed(commit.adds)}",
+        "for add in commit.adds}",
+    ),
+    Mutant(
+        "removed rows ignored",
+        "offline/changes.py",
+        'removes = {remove["path"]: remove for remove in _changed(commit.removes)}\n    adds',
+        "removes = {}\n    adds",
+    ),
+    Mutant(
+        "rows that came and went in one window cancel out",
+        "offline/changes.py",
+        "    _check_files(table, changes, commits, after)\n    return changes",
+        "    _check_files(table, changes, commits, after)\n"
+        "    came = {(add['path'], _vector(add)) for change in changes for add in change.adds}\n"
+        "    went = {(remove['path'], _vector(remove)) for change in changes for remove in change.removes}\n"
+        "    kept = lambda actions: tuple(a for a in actions if (a['path'], _vector(a)) not in came & went)\n"
+        "    return [Change(change.version, kept(change.removes), kept(change.adds)) for change in changes]",
+    ),
+    Mutant(
+        "missing commit not noticed",
+        "offline/changes.py",
+        "table.log.commits(after + 1, table.version)",
+        "table.log.commits_left(table.version, first=after + 1)",
+    ),
+    Mutant("vacuumed file not noticed", "offline/changes.py", "    if gone:\n", "    if False:\n"),
+    Mutant(
+        "new table not noticed",
+        "offline/changes.py",
+        "if watermark.table_id != table.table_id:",
+        "if watermark.table_id == '':",
+    ),
+    Mutant(
+        "rebuild asked for without need",
+        "offline/changes.py",
+        "    if removes:\n        yield",
+        "    if removes and adds:\n        raise RebuildNeeded('rows were changed')\n    if removes:\n        yield",
+    ),
+    # --- which rows of a commit are new, which are gone ---
+    Mutant(
+        "row difference compares times but not features",
+        "offline/difference.py",
+        "[_bits(features).hash_rows()",
+        "[_bits(features).hash_rows() * 0",
+    ),
+    Mutant(
+        "-0.0 equals 0.0 in the row difference",
+        "offline/difference.py",
+        "[_bits(features).hash_rows()",
+        "[features.hash_rows()",
+    ),
+    Mutant(
+        "null equals 0 in the row difference",
+        "offline/difference.py",
+        "[_bits(features).hash_rows()",
+        "[_bits(features).fill_null(0).hash_rows()",
+    ),
+    Mutant(
+        "entity that only lost a feature's value is not looked at",
+        "offline/difference.py",
+        'more.filter(pl.col("sign") < 0).select(keys)',
+        'more.filter(pl.col("sign") < -1).select(keys)',
+    ),
+    Mutant(
+        "deletion vector inverted",
+        "offline/deletion_vector.py",
+        "mask = np.full(rows, not self.only, dtype=np.bool_)\n        mask[self.positions] = self.only",
+        "mask = np.full(rows, self.only, dtype=np.bool_)\n        mask[self.positions] = not self.only",
+    ),
+    Mutant(
+        "deletion vector of a file read from its begin",
+        "offline/deletion_vector.py",
+        'vector.get("offset") or 0',
+        "1",
+    ),
+    Mutant(
+        "rows deleted before count as removed again",
+        "offline/difference.py",
+        "(change.version, other, path), BitMap64()) - deleted",
+        "(change.version, other, path), BitMap64())",
+    ),
+    Mutant(
+        "partition value from the path",
+        "offline/table.py",
+        'values, uri = action.get("partition") or {}, self.log.uri(action["path"])',
+        'uri = self.log.uri(action["path"])\n'
+        '        values = dict(part.split("=", 1) for part in action["path"].split("/")[:-1])',
+    ),
+    Mutant(
+        "partition value of the log taken for another file's",
+        "offline/table.py",
+        "[file.partition_values.get(name) for file in files]",
+        "[file.partition_values.get(name) for file in files[::-1]]",
+    ),
+    # --- which row is the latest ---
+    Mutant(
+        "tie broken the wrong way",
+        "latest.py",
+        '.sort("event_us", "created_us", "version", "position")',
+        '.sort("event_us", "created_us", "version", "position", descending=[False, False, True, False])',
+    ),
+    Mutant(
+        "created time ignored",
+        "latest.py",
+        '.sort("event_us", "created_us", "version", "position")',
+        '.sort("event_us", "version", "position")',
+    ),
+    Mutant(
+        "rows without an event time are stored",
+        "latest.py",
+        '"null event timestamp": event.is_null()',
+        '"null event timestamp": pl.lit(value=False)',
+    ),
+    Mutant("no older row for an unstorable one", "piece.py", "if not rejected:", "if True:"),
+    Mutant(
+        "commits of a snapshot's rows not looked up",
+        "piece.py",
+        "if latest.have_ties(left.frame, keys):",
+        "if False:",
+    ),
+    # --- which record stays ---
+    Mutant("floor ignored", "order.py", "new.version > stored.floor and newer", "newer"),
+    Mutant(
+        ">= for > in the order rule",
+        "order.py",
+        "> (other.event_us, other.created_us)",
+        ">= (other.event_us, other.created_us)",
+    ),
+    Mutant(
+        "older snapshot replaces a newer one",
+        "order.py",
+        "    if at <= stored.floor:",
+        "    if at < stored.floor - 2**39:",
+    ),
+    Mutant("later commit does not win a tie", "piece.py", "tie_wins=changes", "tie_wins=False"),
+    Mutant("backfill wins a tie", "piece.py", "tie_wins=changes", "tie_wins=True"),
+    Mutant(
+        "entity that is not online gets no tombstone",
+        "removal.py",
+        "        held = with_retry(partial(store.read, view.name, keys))\n",
+        "        held = with_retry(partial(store.read, view.name, keys))\n"
+        "        keys = [key for key, record in zip(keys, held, strict=True) if record is not None]\n"
+        "        held = [record for record in held if record is not None]\n",
+    ),
+    Mutant(
+        "zombie after a rebuild brings a deleted entity back",
+        "piece.py",
+        "if plan.fenced is not None and plan.fenced < plan.to_version:",
+        "if False:",
+    ),
+    Mutant("deleted entities stay after a rebuild", "pipeline.py", "if plan.sweep else 0", "if False else 0"),
+    # --- where a run stands ---
+    Mutant(
+        "watermark moved before the write",
+        "pipeline.py",
+        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id)\n",
+        "    if not plan.snapshot:\n"
+        "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
+        "            early = Watermark.from_json(plan.watermark)\n"
+        "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
+        "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
+        "        return replace(plan, schema_id=schema_id)\n",
+    ),
+    Mutant(
+        "unfinished rebuild not remembered",
+        "pipeline.py",
+        "    text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))\n",
+        "    text = plan.watermark\n",
+    ),
+    Mutant(
+        "overtaken run moves the watermark",
+        "watermark.py",
+        "store.compare_and_set_cell(view, WATERMARK, None if expected is None else expected.encode(), text.encode())",
+        "store.compare_and_set_cell(view, WATERMARK, store.read_cell(view, WATERMARK), text.encode())",
+    ),
+    Mutant("new feature only for new rows", "plan.py", "    if changed is not None:\n", "    if False:\n"),
+    Mutant(
+        "planning makes the schema known",
+        "pipeline.py",
+        "    table = open_table(view)\n    text =",
+        "    table = open_table(view)\n    watermark.register_schema(store, view)\n    text =",
+    ),
+    # --- what is told and stored ---
+    Mutant(
+        "expired rows not counted as entities",
+        "piece.py",
+        "report.unchanged + report.expired",
+        "report.unchanged",
+    ),
+    Mutant("null bitmap the wrong way round", "codec.py", 'bitorder="little"', 'bitorder="big"'),
+)
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the package and its tests in *folder*, that runs there as the original does here."""
+    for name in ("materialize", "tests"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in PROJECT.iterdir():
+        if path.name in {"pyproject.toml", "docs", "config", "dags", "demo", "benchmarks", "README.md"}:
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def played(folder: Path, count: int, *, first: int = 0, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
+    """Random histories with the copy of the package in *folder*, until one fails."""
+    command = [sys.executable, "-m", "tests.properties.histories", "memory://", str(first), str(count)]
+    return _ended(command, folder, seconds)
+
+
+def tried(mutant: Mutant, *, histories: int = HISTORIES) -> Caught:
+    """Plant *mutant* in a copy of the package and see whether it is caught."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        folder = copied(Path(name))
+        source = folder / "materialize" / mutant.file
+        text = source.read_text()
+        if text.count(mutant.there) == 0:
+            return Caught(None, f"{mutant.file} has changed: plant this bug anew", 0.0)
+        source.write_text(text.replace(mutant.there, mutant.planted))
+        if mutant.test:
+            by, told = _by_test(mutant, folder)
+        else:
+            by, told = _by_histories(folder, histories)
+    return Caught(by, told, time.monotonic() - started)
+
+
+def _by_histories(folder: Path, histories: int) -> tuple[str | None, str]:
+    ended = played(folder, histories)
+    found = re.search(r"Divergence: (seed \d+): (.*)", ended.stderr)
+    if ended.returncode == 0 or found is None:
+        return None, f"survived {histories} histories" if ended.returncode == 0 else ended.stderr[-300:]
+    if NOT_CAUGHT.search(found[0]):
+        return None, f"the planted text is wrong: {found[2]}"
+    return found[1], found[2]
+
+
+def _by_test(mutant: Mutant, folder: Path) -> tuple[str | None, str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.test]
+    ended = _ended(command, folder, SECONDS)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)(.*)", ended.stdout, re.MULTILINE)
+    if ended.returncode != 1 or failed is None:
+        return None, "survived" if ended.returncode == 0 else (ended.stdout + ended.stderr)[-300:]
+    return failed[1].rpartition("::")[2], failed[2]
+
+
+def _ended(command: list[str], folder: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 0, "", f"not caught in {seconds:.0f} s")
+
+
+def main(words: list[str]) -> int:
+    """Try every mutant that has all *words* in its name, two at a time."""
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant.name for word in words)]
+    survived = 0
+    with ThreadPoolExecutor(2) as pool:
+        for mutant, caught in zip(chosen, pool.map(tried, chosen), strict=True):
+            survived += caught.by is None
+            print(
+                f"{mutant.name:62} {caught.by or 'SURVIVED':24} {caught.seconds:5.0f} s  {caught.told[:80]}", flush=True
+            )
+    print(f"{len(chosen) - survived} of {len(chosen)} planted bugs were caught")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
