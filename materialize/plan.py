@@ -23,9 +23,9 @@ ROWS_PER_PIECE = 10_000_000
 #: Airflow maps one task per piece; its own limit is 1,024.
 MAX_PIECES = 64
 FIRST_GENERATION = 1
-#: A snapshot is read instead of the changes when these are so many times its bytes: comparing rewritten files reads more, but
-#: writes only what differs, and the store's time is worth more than ours.
-CHANGES_PER_SNAPSHOT = 4
+#: A snapshot is read instead of the changes when these are so many times its bytes, and more than takes a second or two:
+#: comparing rewritten files reads more, but writes only what differs, and the store's time is worth more than ours.
+CHANGES_PER_SNAPSHOT, CHANGES_READ = 4, 64 * 2**20
 #: Rows of one rewriting commit that can be compared in memory, at about 100 bytes a row.
 ROWS_COMPARED = 50_000_000
 
@@ -136,7 +136,7 @@ def instead_of_changes(generation: int, *, changed_bytes: int, largest_rows: int
     """The snapshot's path when the changes cost more: all of them *changed_bytes*, the largest rewriting commit *largest_rows*."""
     if largest_rows > ROWS_COMPARED:
         reason = f"a commit rewrote about {largest_rows:,} rows, more than are compared at once"
-    elif changed_bytes > CHANGES_PER_SNAPSHOT * snapshot_bytes:
+    elif changed_bytes > max(CHANGES_PER_SNAPSHOT * snapshot_bytes, CHANGES_READ):
         reason = f"the changes have {changed_bytes:,} bytes, the snapshot {snapshot_bytes:,}"
     else:
         return None

@@ -7,6 +7,7 @@ from hypothesis import given, strategies as st
 
 from materialize.model import FeatureType, FeatureView, Interval, Watermark, from_us
 from materialize.plan import (
+    CHANGES_READ,
     MAX_PIECES,
     ROWS_COMPARED,
     ROWS_PER_PIECE,
@@ -75,10 +76,12 @@ def test_a_feature_that_is_only_gone_needs_no_snapshot(schema):
 
 
 def test_the_snapshot_is_read_when_the_changes_cost_more():
-    usual = {"changed_bytes": 10, "largest_rows": 10, "snapshot_bytes": 10}
+    usual = {"changed_bytes": 4 * CHANGES_READ, "largest_rows": 10, "snapshot_bytes": CHANGES_READ}
 
     assert instead_of_changes(3, **usual) is None
-    assert instead_of_changes(3, **usual | {"changed_bytes": 41}).generation == 3
+    assert instead_of_changes(3, **usual | {"changed_bytes": 4 * CHANGES_READ + 1}).generation == 3
+    assert instead_of_changes(3, **usual | {"changed_bytes": CHANGES_READ, "snapshot_bytes": 1}) is None
+    assert instead_of_changes(3, **usual | {"changed_bytes": CHANGES_READ + 1, "snapshot_bytes": 1}) is not None
     assert "50,000,001 rows" in instead_of_changes(3, **usual | {"largest_rows": ROWS_COMPARED + 1}).reason
 
 

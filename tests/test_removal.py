@@ -4,14 +4,13 @@ from datetime import timedelta
 
 import pytest
 
-from materialize import removal
 from materialize.codec import Header
 from materialize.errors import UnavailableError
 from materialize.model import FeatureType, FeatureView, to_us
 from materialize.online.memory import MemoryStore
 from materialize.order import STALE, WRITTEN, stamp
 from materialize.plan import Plan
-from materialize.removal import remove, sweep
+from materialize.removal import AT_ONCE, remove, sweep
 from materialize.testing import FOREVER, CrashingStore, Row, content, make_batch
 from tests.tables import NOW
 
@@ -85,14 +84,13 @@ def test_nothing_to_remove_asks_the_store_nothing():
     assert remove(VIEW, CrashingStore(MemoryStore(), after=0, effect=False, error=UnavailableError), PLAN, [], NOW) == 0
 
 
-def test_many_entities_are_removed_in_parts(store, monkeypatch):
-    monkeypatch.setattr(removal, "AT_ONCE", 7)
-    keys = [b"%d" % number for number in range(40)]
-    store.replace("view", make_batch([Row(key) for key in keys[:30]]), at=stamp(2, 5), retention=FOREVER)
+def test_many_entities_are_removed_in_parts(store):
+    keys = [b"%d" % number for number in range(2 * AT_ONCE + 7)]
+    store.replace("view", make_batch([Row(key) for key in keys[:-9]]), at=stamp(2, 5), retention=FOREVER)
 
-    assert remove(VIEW, store, PLAN, keys, NOW) == 30
+    assert remove(VIEW, store, PLAN, keys, NOW) == len(keys) - 9
     assert set(state(store).values()) == {("gone", AT)}
-    assert len(state(store)) == 40
+    assert len(state(store)) == len(keys)
 
 
 def test_entity_that_readers_did_not_see_any_more_does_not_count(store):

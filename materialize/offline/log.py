@@ -119,18 +119,28 @@ class LogReader:
 
     def open(self, path: str) -> pa.NativeFile:
         """A file at a path as written in the log. Raises FileNotFoundError."""
-        address, files = unquote(path), self.files
-        if self._outside(path):
-            address, files = self.uri(path), pafs.LocalFileSystem()
-            if not address.startswith("/"):
-                folder, _, address = address.rpartition("/")
-                files = pafs.PyFileSystem(DeltaStorageHandler(folder, self.storage_options or None))
+        files, address = self._located(path)
         return files.open_input_file(address)
 
-    @staticmethod
-    def _outside(path: str) -> bool:
-        """Whether *path* does not start at the table's folder: a shallow clone names the files of another table."""
-        return ":/" in path or path.startswith("/")
+    def missing(self, paths: Iterable[str]) -> set[str]:
+        """Those of *paths* (as in the log) that are no files any more."""
+        with ThreadPoolExecutor(READERS) as pool:
+            located = {path: pool.submit(self._is_file, path) for path in paths}
+            return {path for path, there in located.items() if not there.result()}
+
+    def _is_file(self, path: str) -> bool:
+        files, address = self._located(path)
+        return bool(files.get_file_info(address).type == pafs.FileType.File)
+
+    def _located(self, path: str) -> tuple[pafs.FileSystem, str]:
+        """The file system of a path as written in the log, and where it is there; a shallow clone names the files of another table."""
+        if ":/" not in path and not path.startswith("/"):
+            return self.files, unquote(path)
+        address = self.uri(path)
+        if address.startswith("/"):
+            return pafs.LocalFileSystem(), address
+        folder, _, name = address.rpartition("/")
+        return pafs.PyFileSystem(DeltaStorageHandler(folder, self.storage_options or None)), name
 
     def versions(self) -> list[int]:
         """The versions whose commit files are in the log, ascending."""
@@ -156,13 +166,6 @@ class LogReader:
         except FileNotFoundError:
             oldest = next(iter(self.versions()), None)
             raise CommitGone(version, oldest) from None
-
-    def missing(self, paths: Iterable[str]) -> set[str]:
-        """Those of *paths* (as in the log) that are no files any more; files outside the table's folder are not looked at."""
-        ours = sorted({path for path in paths if not self._outside(path)})
-        with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(lambda path: self.files.get_file_info(unquote(path)).type, ours)
-            return {path for path, kind in zip(ours, found, strict=True) if kind != pafs.FileType.File}
 
     def file_versions(self, last: int) -> dict[str, int]:
         """The commit that brought the rows of each file, by path, as far as the log still tells.

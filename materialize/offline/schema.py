@@ -33,7 +33,7 @@ POLARS_TYPES: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 #: Column types whose values have one exact text, as an entity key needs.
 KEY_TYPES = (*INTEGERS, "string", "date", "boolean")
-#: Columns of the frames that rows travel in beside their join keys (`OfflineTable.read_order`).
+#: Columns of the frames that rows travel in beside their join keys (`offline.read_order`).
 RESERVED = ("event_us", "created_us", "version", "position", "__path", "__position")
 #: Feature kind -> the column types that it holds without loss. Integers of another size are range-checked row by row.
 ACCEPTED = {
