@@ -20,7 +20,7 @@ ifneq ($(HEALTHY),yes)
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test check lock clean venv
+.PHONY: help demo test mutants check lock clean venv
 
 help:  ## show these targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -49,6 +49,9 @@ demo: $(STAMP)  ## Delta tables -> hourly Airflow DAG -> a real Valkey server, i
 
 test: $(STAMP)  ## every test, with the servers they need, and the coverage gate
 	@$(PY) -m pytest -n 2 --cov --cov-report=term
+
+mutants: $(STAMP)  ## plant bugs in copies of the package, one at a time: each must be caught
+	@$(PY) -m tests.mutants
 
 check: $(STAMP)  ## lint, format, types and import contracts
 	@$(PY) -m ruff check .

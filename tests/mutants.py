@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[1]
 #: Histories that a bug may survive at most, and seconds until it counts as survived.
 HISTORIES, SECONDS = 200, 600
 #: Errors of the planted text or of the histories themselves, which prove nothing.
-NOT_CAUGHT = re.compile(r"seed \d+: (Name|Type|Attribute|Import|Syntax|Unbound\w+|ColumnNotFound|Lake)Error")
+NOT_CAUGHT = re.compile(r"seed \d+: (Name|Type|Attribute|Import|Syntax|Unbound\w+|Index|ColumnNotFound|Lake)Error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,9 @@ MUTANTS = (
     Mutant(
         "event-time window instead of versions",
         "piece.py",
-        "    _write_latest(work, added, _merge(work))\n    if lost",
-        "    late = added.frame['event_us'] <= (watermark.event_us or 0)\n"
-        "    _write_latest(work, added.having(added.frame.filter(~late)), _merge(work))\n    if lost",
+        "found.added.having(latest.without(found.added.frame, lost, keys))",
+        "found.added.having(latest.without(found.added.frame, lost, keys)"
+        ".sql(f'SELECT * FROM self WHERE event_us > {watermark.event_us or 0}'))",
     ),
     Mutant("last commit left out", "offline/log.py", "range(first, last + 1)", "range(first, last)"),
     Mutant("commits beyond the pinned head read", "piece.py", "open_table(view, plan.to_version)", "open_table(view)"),
@@ -135,12 +135,6 @@ MUTANTS = (
         "1",
     ),
     Mutant(
-        "rows deleted before count as removed again",
-        "offline/difference.py",
-        "(change.version, other, path), BitMap64()) - deleted",
-        "(change.version, other, path), BitMap64())",
-    ),
-    Mutant(
         "partition value from the path",
         "offline/table.py",
         'values, uri = action.get("partition") or {}, self.log.uri(action["path"])',
@@ -149,7 +143,7 @@ MUTANTS = (
     ),
     Mutant(
         "partition value of the log taken for another file's",
-        "offline/table.py",
+        "offline/rows.py",
         "[file.partition_values.get(name) for file in files]",
         "[file.partition_values.get(name) for file in files[::-1]]",
     ),
@@ -172,7 +166,7 @@ MUTANTS = (
         '"null event timestamp": event.is_null()',
         '"null event timestamp": pl.lit(value=False)',
     ),
-    Mutant("no older row for an unstorable one", "piece.py", "if not rejected:", "if True:"),
+    Mutant("no older row for an unstorable one", "piece.py", "if len(rejected) > 1:", "if False:"),
     Mutant(
         "commits of a snapshot's rows not looked up",
         "piece.py",
@@ -201,6 +195,7 @@ MUTANTS = (
         "        held = with_retry(partial(store.read, view.name, keys))\n",
         "        held = with_retry(partial(store.read, view.name, keys))\n"
         "        keys = [key for key, record in zip(keys, held, strict=True) if record is not None]\n"
+        "        if not keys:\n            continue\n"
         "        held = [record for record in held if record is not None]\n",
     ),
     Mutant(

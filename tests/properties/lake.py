@@ -142,8 +142,11 @@ class Lake:
         later = self.has_later if later is None else later
         made = []
         for row in rows:
+            values = {name: value for name, value in row.items() if later or name != "later"}
+            if self.partitioned and row["region"] == "":
+                values["region"] = None  # what the log says for an empty partition value
             uid = len(self.values) % SPAN + self.operation * SPAN
-            self.values[uid] = {name: value for name, value in row.items() if later or name != "later"} | {"uid": uid}
+            self.values[uid] = values | {"uid": uid}
             made.append(self.values[uid])
         return made
 

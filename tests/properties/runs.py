@@ -130,6 +130,11 @@ class Runs:
         self.rebuilds += auto
 
     def backfill(self, interval: Interval) -> None:
+        if self.rng.random() < 0.5:
+            attempt = self.begin("backfill", interval)
+            self.write(attempt, self.some_order(attempt.plan.pieces))
+            self.finish(attempt)
+            return
         self.touch((self.lake.life, self.lake.head))
         report = pipeline.backfill(self.view, self.store, self.run(), interval)
         inside = [
