@@ -48,7 +48,7 @@ demo: $(STAMP)  ## Delta tables -> hourly Airflow DAG -> a real Valkey server, i
 	@$(PY) demo/demo.py
 
 test: $(STAMP)  ## every test, with the servers they need, and the coverage gate
-	@$(PY) -m pytest -n 2 --cov --cov-report=term
+	@$(PY) -m pytest -n 2 --dist loadgroup --cov --cov-report=term
 
 mutants: $(STAMP)  ## plant bugs in copies of the package, one at a time: each must be caught
 	@$(PY) -m tests.mutants

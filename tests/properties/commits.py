@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltalake import DeltaTable, Field
 
-from tests.properties.lake import SPAN, Vector
-from tests.properties.rows import FLOATS, POINTS, key
+from tests.properties.lake import SPAN, Vector, log_name
+from tests.properties.rows import FLOATS, POINTS, T0, key
 from tests.tables import deletion_vector_file, inline_deletion_vector
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class Commits:
         rows = [self.rows.row(**fixed) for _ in range(rng.choice([0, 1, 1, 2, 5, 12]))]
         for twins in (live, rows):
             if twins and rng.random() < 0.4:
-                twin = rng.choice(twins)
+                some = rng.sample(twins, min(len(twins), 4))
+                twin = max(some, key=lambda row: row["event"] or T0)  # likely to be the latest row of its entity
                 times = {name: twin[name] for name in ("region", "user", "event", "created")}
                 rows.append(self.rows.row(**(times | fixed)))
         return rows
@@ -281,10 +282,15 @@ class Commits:
         self.commit("vacuum", lambda: table.vacuum(0, dry_run=False, enforce_retention_duration=False))
 
     def cleanup(self) -> None:
-        """The commit files before a checkpoint are removed, as happens some weeks later."""
+        """The commit files before a checkpoint are removed, by deltalake or as another engine does it."""
         lake = self.lake
         self.checkpoint()
         lake.losses += 1
+        if self.rng.random() < 0.5:
+            for version in range(lake.oldest_commit(), lake.head):
+                lake.storage.remove(log_name(version))
+            self.told = f"v{lake.head} cleanup by hand"
+            return
         for configuration in (CLEANS, KEEPS):
             metadata = lake.now.metadata | {"configuration": configuration}
             self.commit("cleanup", partial(lake.put, {"metaData": metadata}))
@@ -295,11 +301,13 @@ class Commits:
     def _predicate(self) -> tuple[str, Callable[[Row], bool]]:
         """A condition as SQL and in Python. None of a float column: deltalake takes NaN for the only other value of its file."""
         rng, entity = self.rng, self.rows.entity()
-        kind = rng.choice(["entity", "entity", "user", "count", "row", "nothing"])
+        kind = rng.choice(["entity", "entity", "lately", "user", "count", "row", "nothing"])
         live = list(self.lake.live.values())
         if kind == "row" and live:
             uid = rng.choice(live)["uid"]
             return f"uid = {uid}", lambda row: row["uid"] == uid
+        if kind == "lately" and live and None not in (lately := key(live[-1])):
+            entity = lately
         if kind == "user":
             return f'"user" = {entity[1]}', lambda row: row["user"] == entity[1]
         if kind == "count":

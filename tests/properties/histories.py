@@ -46,9 +46,9 @@ class History:
     def play(self) -> None:
         self.commits.create()
         for _ in range(self.rng.randint(6, 14)):
-            for _ in range(self.rng.choice([0, 1, 1, 2, 2, 3, 5])):
-                self.commit()
+            self.some_commits(0, 1, 1, 2, 3)
             self.step()
+            self.some_commits(0, 0, 1, 2)
             if self.rng.random() < 0.9:
                 self.log.append("incremental")
                 self.runs.incremental()
@@ -58,6 +58,10 @@ class History:
         for attempt in list(self.runs.stalled):
             self.runs.finish(attempt)
         self.runs.settle(self.runs.lake.now)
+
+    def some_commits(self, *counts: int) -> None:
+        for _ in range(self.rng.choice(counts)):
+            self.commit()
 
     def commit(self, *but: str) -> None:
         self.commits.told = "nothing"
@@ -90,8 +94,8 @@ class History:
         self.log[-1] += f" {told}" if isinstance(told, str) else ""
 
     def interval(self) -> Interval:
-        low = T0 + timedelta(minutes=self.rng.randint(-5, 8))
-        return Interval(low, low + timedelta(minutes=self.rng.randint(1, 6)))
+        low = self.rng.randint(-5, 8)
+        return Interval(T0 + timedelta(minutes=low), T0 + timedelta(minutes=low + self.rng.choice([1, 4, 20])))
 
     def backfill(self) -> str:
         interval = self.interval()

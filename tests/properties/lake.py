@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.properties.rows import Row
     from tests.properties.storage import Storage
 
-__all__ = ["DataFile", "Lake", "LakeError", "Vector", "Version", "name_of"]
+__all__ = ["DataFile", "Lake", "LakeError", "Vector", "Version", "log_name"]
 
 #: ``uid`` is a row's own number below this, plus this times the number of the operation that gave the row its values.
 SPAN = 2**20
@@ -89,7 +89,8 @@ class Version:
 
 @dataclass(slots=True)
 class Lake:
-    """``values``: every row there ever was. ``changed``, ``needed``: by version, whether rows were and the files that say so.
+    """``values``: every row there ever was. By version: ``changed``, whether rows were; ``needed``, the files that say which;
+    ``added``, the number of rows if nothing else happened; ``described``, whether it says what the columns are.
 
     ``life`` counts how often the table was made, ``losses`` how often files of older versions may have gone.
     """
@@ -99,6 +100,7 @@ class Lake:
     values: dict[int, Row] = field(default_factory=dict)
     versions: dict[int, Version] = field(default_factory=dict)
     changed: dict[int, bool] = field(default_factory=dict)
+    described: dict[int, bool] = field(default_factory=dict)
     needed: dict[int, set[str]] = field(default_factory=dict)
     added: dict[int, int | None] = field(default_factory=dict)
     vectors: dict[str | None, Vector] = field(default_factory=dict)
@@ -209,7 +211,7 @@ class Lake:
         uids = {uid for file in files.values() for uid in file.live}
         self.versions[version] = Version(files, metadata, protocol, self._came(before, uids, version))
         moved = [action for action in (*removes, *adds) if action["dataChange"]]
-        self.changed[version] = bool(moved)
+        self.changed[version], self.described[version] = bool(moved), any("metaData" in action for action in actions)
         self.needed[version] = {name for action in moved for name in self._names(action)}
         only_adds = not any(remove["dataChange"] for remove in removes)
         self.added[version] = (
@@ -269,8 +271,9 @@ class Lake:
                 return f"commit {version} is gone"
             if lost := [name for name in self.needed[version] if not self.storage.has(name)]:
                 return f"{lost[0]} of version {version} is gone"
-            if after < self.oldest_commit() and self.versions[version].metadata != self.versions[after].metadata:
-                return f"the schema before version {version} is gone"
+        described = [version for version in range(after + 1, last + 1) if self.described[version]]
+        if described and described[0] - 1 < self.oldest_commit():
+            return f"the schema before version {described[0]} is gone"
         return None
 
     def readable(self, version: int) -> bool:

@@ -81,10 +81,15 @@ class Rows:
     made: int = 0
 
     def __post_init__(self) -> None:
-        count = self.rng.randint(1, 7)
-        self.entities = [(self.rng.choice(REGIONS), self.rng.choice(USERS)) for _ in range(count)]
+        self.entities = [self._new_entity() for _ in range(self.rng.randint(1, 7))]
+
+    def _new_entity(self) -> tuple[str, int]:
+        return self.rng.choice(REGIONS), self.rng.choice(USERS)
 
     def entity(self) -> tuple[str, int]:
+        """One that has rows, most of the time."""
+        if self.rng.random() < 0.05:
+            self.entities.append(self._new_entity())
         return self.rng.choice(self.entities)
 
     def row(self, **fixed: Any) -> Row:

@@ -28,6 +28,8 @@ class Storage(Protocol):
 
     def write(self, name: str, data: bytes) -> None: ...
 
+    def remove(self, name: str) -> None: ...
+
     def has(self, name: str) -> bool: ...
 
     def names(self, folder: str) -> list[str]: ...
@@ -48,6 +50,9 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         (Path(self.uri) / name).parent.mkdir(parents=True, exist_ok=True)
         (Path(self.uri) / name).write_bytes(data)
+
+    def remove(self, name: str) -> None:
+        (Path(self.uri) / name).unlink()
 
     def has(self, name: str) -> bool:
         return (Path(self.uri) / name).is_file()
@@ -78,6 +83,9 @@ class Bucket:
     def write(self, name: str, data: bytes) -> None:
         self.client.put_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}", Body=data)
 
+    def remove(self, name: str) -> None:
+        self.client.delete_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}")
+
     def has(self, name: str) -> bool:
         try:
             self.client.head_object(Bucket=self.bucket, Key=f"{self.prefix}/{name}")
@@ -92,7 +100,7 @@ class Bucket:
 
     def wipe(self) -> None:
         for found in list(self._keys("")):
-            self.client.delete_object(Bucket=self.bucket, Key=found)
+            self.remove(found.removeprefix(f"{self.prefix}/"))
 
     def _keys(self, prefix: str) -> Iterator[str]:
         pages = self.client.get_paginator("list_objects_v2").paginate(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
@@ -105,7 +106,14 @@ class SparkSession:
 
     def __enter__(self) -> Self:
         settings = SETTINGS | {"spark.sql.warehouse.dir": self.folder.as_uri(), "spark.local.dir": str(self.folder)}
-        command = ["java", "-Xmx1500m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData"]
+        command = [
+            "java",
+            *os.environ.get("JX", "").split(),
+            "-Xmx1500m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-XX:-UsePerfData",
+        ]
         command += [f"-Djava.io.tmpdir={self.folder}", f"-Dderby.system.home={self.folder}", "-Duser.timezone=UTC"]
         command += [f"--add-opens={package}=ALL-UNNAMED" for package in OPENED]
         command += ["-cp", class_path(), str(HERE / "Runner.java")]
@@ -162,20 +170,20 @@ class SparkSession:
 
 def _value(fields: dict[str, Any]) -> Any:
     """What Runner.java writes as an object with one field that names the type."""
-    if len(fields) != 1:
-        return fields
-    [(name, value)] = fields.items()
-    if name == "$timestamp":
-        return EPOCH + timedelta(microseconds=value)
-    if name == "$timestamp_ntz":
-        return (EPOCH + timedelta(microseconds=value)).replace(tzinfo=None)
-    if name == "$date":
-        return date.fromisoformat(value)
-    if name == "$decimal":
-        return Decimal(value)
-    if name == "$binary":
-        return base64.b64decode(value)
+    readers: dict[str, Callable[[Any], Any]] = {
+        "$timestamp": _moment,
+        "$timestamp_ntz": lambda value: _moment(value).replace(tzinfo=None),
+        "$date": date.fromisoformat,
+        "$decimal": Decimal,
+        "$binary": base64.b64decode,
+    }
+    for name, value in fields.items():
+        return readers[name](value) if name in readers else fields
     return fields
+
+
+def _moment(microseconds: int) -> datetime:
+    return EPOCH + timedelta(microseconds=microseconds)
 
 
 def literal(value: Any) -> str:
@@ -185,7 +193,9 @@ def literal(value: Any) -> str:
     if isinstance(value, bool | int):
         return str(value).upper()
     if isinstance(value, float):
-        text = repr(value) if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+        text = (
+            repr(value) if math.isfinite(value) else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]
+        )
         return f"DOUBLE('{text}')"
     if isinstance(value, datetime):
         zone = "" if value.tzinfo is None else "Z"
