@@ -8,8 +8,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
+import threading
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -18,15 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-
     from typing_extensions import Self
 
 __all__ = ["SparkError", "SparkMissing", "SparkSession", "literal"]
 
 HERE = Path(__file__).parent
-#: Seconds that the jars may take from an empty cache, that the session may take to end, and that a class path needs a lock.
-FETCH_SECONDS, END_SECONDS = 900.0, 20.0
+#: Seconds that fetching the jars may take, one statement, and a session that was told to end.
+FETCH_SECONDS, STATEMENT_SECONDS, END_SECONDS = 900.0, 180.0, 20.0
+OLDEST_JAVA = 17
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 #: What Spark asks of Java 17.
 OPENED = (
@@ -35,6 +36,11 @@ OPENED = (
     *(f"java.base/{name}" for name in ("jdk.internal.ref", "sun.nio.ch", "sun.nio.cs", "sun.security.action")),
     "java.base/sun.util.calendar",
     "java.security.jgss/sun.security.krb5",
+)
+#: A JVM for a minute of small statements: one compiler, but room for all that it compiles.
+JVM = (
+    *("-Xms512m", "-Xmx1500m", "-XX:+UseSerialGC", "-XX:MetaspaceSize=384m", "-XX:-UsePerfData", "-Duser.timezone=UTC"),
+    *("-XX:TieredStopAtLevel=1", "-XX:ReservedCodeCacheSize=256m"),
 )
 #: The session: Delta's extension, UTC, and nothing that only pays with many rows.
 SETTINGS = {
@@ -48,11 +54,13 @@ SETTINGS = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.datetime.java8API.enabled": "true",
-    "spark.sql.shuffle.partitions": "2",
+    "spark.sql.shuffle.partitions": "1",
     "spark.sql.adaptive.enabled": "false",
     "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "2",
     "spark.databricks.delta.snapshotPartitions": "1",
+    "spark.databricks.delta.snapshotCache.storageLevel": "MEMORY_ONLY",
     "spark.databricks.delta.retentionDurationCheck.enabled": "false",
     "spark.databricks.delta.vacuum.parallelDelete.enabled": "false",
 }
@@ -68,9 +76,13 @@ class SparkError(Exception):
 
 def class_path() -> str:
     """The jars of ``pom.xml`` and all that they need, fetched once per user and version of the file."""
-    for program in ("java", "mvn"):
+    for program in ("java", "javac", "mvn"):
         if shutil.which(program) is None:
             raise SparkMissing(f"no {program} on PATH")
+    told = subprocess.run(["java", "-version"], capture_output=True, text=True, check=True).stderr
+    version = re.search(r'version "(?:1\.)?(\d+)', told)
+    if version is None or int(version[1]) < OLDEST_JAVA:
+        raise SparkMissing(f"expected Java {OLDEST_JAVA} or newer, found {told.strip()}")
     pom = HERE / "pom.xml"
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "materialize-spark"
     folder = root / hashlib.sha256(pom.read_bytes()).hexdigest()[:16]
@@ -94,7 +106,7 @@ def class_path() -> str:
 
 @dataclass(slots=True)
 class SparkSession:
-    """A session that starts on entry and ends on exit. Its temporary files and its ``log`` go to *folder*."""
+    """A session; as a context manager it starts on entry and ends on exit. Its temporary files and its ``log`` go to *folder*."""
 
     folder: Path
     process: subprocess.Popen[str] | None = None
@@ -105,19 +117,18 @@ class SparkSession:
         return self.folder / "spark.log"
 
     def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start(self) -> None:
+        jars = class_path()
         settings = SETTINGS | {"spark.sql.warehouse.dir": self.folder.as_uri(), "spark.local.dir": str(self.folder)}
-        command = [
-            "java",
-            *os.environ.get("JX", "").split(),
-            "-Xmx1500m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            "-XX:-UsePerfData",
-        ]
-        command += [f"-Djava.io.tmpdir={self.folder}", f"-Dderby.system.home={self.folder}", "-Duser.timezone=UTC"]
+        command = ["java", *JVM, f"-Djava.io.tmpdir={self.folder}"]
         command += [f"--add-opens={package}=ALL-UNNAMED" for package in OPENED]
-        command += ["-cp", class_path(), str(HERE / "Runner.java")]
-        command += [f"{name}={value}" for name, value in settings.items()]
+        command += ["-cp", jars, str(HERE / "Runner.java"), *(f"{name}={value}" for name, value in settings.items())]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
@@ -125,14 +136,8 @@ class SparkSession:
         try:
             self.version = self._answer()["version"]
         except BaseException:
-            self._end()
+            self.end()
             raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
 
     def sql(self, statement: str) -> list[dict[str, Any]]:
         """Run one statement and return its rows."""
@@ -149,13 +154,18 @@ class SparkSession:
     def _answer(self) -> dict[str, Any]:
         assert self.process is not None
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
+        patience = threading.Timer(STATEMENT_SECONDS, self.process.kill)
+        patience.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            patience.cancel()
         if not line:
             raise SparkError(f"Spark ended: {self.log.read_text()[-4000:]}")
         answer: dict[str, Any] = json.loads(line, object_hook=_value)
         return answer
 
-    def _end(self) -> None:
+    def end(self) -> None:
         assert self.process is not None
         assert self.process.stdin is not None
         assert self.process.stdout is not None
