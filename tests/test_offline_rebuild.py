@@ -100,7 +100,7 @@ def test_metadata_commit_whose_schema_before_is_gone_needs_a_rebuild(table: Tabl
     for version in (0, 1):
         table.log_file(version).unlink()
 
-    needs_rebuild(table, 1, "the schema of version 1 cannot be read any more")
+    needs_rebuild(table, 1, "the schema before version 2 cannot be read any more")
     assert users(added(table, 2)) == ["d"]
 
 

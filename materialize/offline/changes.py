@@ -111,9 +111,9 @@ def _check_metadata(table: OfflineTable, commits: list[Commit], after: int, name
     if not written:
         return
     try:
-        before = open_table(table.view, after, check=False)
+        before = open_table(table.view, written[0][0] - 1, check=False)
     except OfflineStoreError:
-        raise _rebuild(table, f"the schema of version {after} cannot be read any more", after) from None
+        raise _rebuild(table, f"the schema before version {written[0][0]} cannot be read any more", after) from None
     schemas = [(after, before.columns, before.partition_columns)]
     schemas += [(at, columns_of(meta["schemaString"]), meta["partitionColumns"]) for at, meta in written]
     for version, columns, partition_columns in schemas:

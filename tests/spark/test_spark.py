@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -205,10 +206,10 @@ def test_tables_of_spark_are_read_exactly(spark: SparkSession, tmp_path: Path, c
         check(spark, table, view, store)
         for number, step in enumerate(case.steps):
             if step == "DROP":
-                spark.sql(f"DROP TABLE {table}")
+                shutil.rmtree(folder)
                 spark.sql(created)
             else:
-                spark.sql(step.format(t=table))
+                spark.sql(step.replace("{t}", table))
             if (number + 1) % every and number + 1 < len(case.steps):
                 continue
             if number in case.raised:
