@@ -171,7 +171,7 @@ def write_piece(
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
     """The table at the planned version. Raises when this process would not see what the planner saw."""
-    if plan.engine != latest.ENGINE and plan.snapshot and plan.pieces > 1:
+    if plan.engine != latest.ENGINE and not plan.reads_changes and plan.pieces > 1:
         raise MaterializeError(
             f"feature view {view.name!r}: could not write a piece: planned with {plan.engine}, this process has {latest.ENGINE}, and they may "
             "cut entities differently. Nothing was written by this piece. Run again with one version everywhere."
@@ -227,12 +227,16 @@ def _read_snapshot(work: _Piece) -> Iterator[_Block]:
 
 
 def _read_interval(work: _Piece) -> Iterator[_Block]:
-    """The snapshot's rows of an event-time interval, to be merged; older than what is stored loses."""
-    table, plan = work.table, work.plan
+    """This piece's share of the entities with their rows of an event-time interval, to be merged; older than what is stored loses.
+
+    By entities and not by files: of rows that are equal in time, the store could not tell which came later.
+    """
+    table, plan, keys = work.table, work.plan, work.view.join_keys
     assert plan.interval is not None  # noqa: S101 - every backfill has one
-    files = table.snapshot_files(plan.interval)
-    rows = with_versions(table, read_order(table, cut(files, [file.size for file in files], plan.pieces)[work.number]))
-    yield from _latest_rows(work, rows.having(latest.within(rows.frame, plan.interval)), _merge(work))
+    rows = with_versions(table, read_order(table, table.snapshot_files(plan.interval)))
+    inside = latest.within(rows.frame, plan.interval)
+    share = latest.shard(inside, keys, part=work.number, parts=plan.pieces)
+    yield from _latest_rows(work, rows.having(share), _merge(work))
 
 
 def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block, None, pl.DataFrame]:

@@ -106,7 +106,7 @@ def make_plan(
     rows, items = sum(change.rows for change in changes), None if path.snapshot else len(changes)
     if path.snapshot or mode == "backfill":
         files = table.snapshot_files(interval)
-        rows, items = total_rows((file.rows, file.size) for file in files), None if path.snapshot else len(files)
+        rows, items = total_rows((file.rows, file.size) for file in files), None if path.snapshot or files else 0
     return Plan(
         view=view.name,
         store=store_name,

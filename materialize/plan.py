@@ -92,7 +92,7 @@ class Plan:
     @property
     def piece_labels(self) -> tuple[str, ...]:
         """A few words per piece, for people."""
-        what = "entities" if self.snapshot else "changes" if self.reads_changes else "files"
+        what = "changes" if self.reads_changes else "entities"
         return tuple(f"{what}, part {piece + 1} of {self.pieces}" for piece in range(self.pieces))
 
 
@@ -154,6 +154,6 @@ def cut(items: Sequence[Item], sizes: Sequence[int], pieces: int) -> list[list[I
 
 
 def piece_count(rows: int, *, items: int | None) -> int:
-    """How many pieces *rows* are worth; with *items*, when pieces are cut between files or changes, not more than these."""
+    """How many pieces *rows* are worth; with *items*, the changes that pieces are cut between, not more than these."""
     pieces = min(MAX_PIECES, max(1, -(-rows // ROWS_PER_PIECE)))
     return pieces if items is None else min(pieces, items)

@@ -188,7 +188,7 @@ MUTANTS = (
         "    if at < stored.floor - 2**39:",
     ),
     Mutant("later commit does not win a tie", "piece.py", "tie_wins=changes", "tie_wins=False"),
-    Mutant("backfill wins a tie", "piece.py", "tie_wins=changes", "tie_wins=True"),
+    Mutant("backfill wins a tie", "piece.py", "tie_wins=changes", "tie_wins=True", "tests/test_pipeline.py"),
     Mutant(
         "entity that is not online gets no tombstone",
         "removal.py",
@@ -203,6 +203,7 @@ MUTANTS = (
         "piece.py",
         "if plan.fenced is not None and plan.fenced < plan.to_version:",
         "if False:",
+        "tests/test_pipeline_changes.py",
     ),
     Mutant("deleted entities stay after a rebuild", "pipeline.py", "if plan.sweep else 0", "if False else 0"),
     # --- where a run stands ---

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import polars as pl
@@ -182,20 +182,22 @@ def test_pinned_version_is_read_while_the_table_moves_on(table: Table) -> None:
 def test_event_times_of_other_units_are_read_exactly(table: Table) -> None:
     table.create()
     moments = [T0 + timedelta(microseconds=1), T0 - timedelta(days=30_000, microseconds=7)]
-    columns = {
-        "user_id": ["a", "b"],
-        "amount": [1.0, 2.0],
-        "count": pa.array([1, 2], pa.int64()),
-        "country": ["x", "y"],
-    }
-    times = pa.array(moments, UTC_TIME)
-    nanoseconds = pa.table({**columns, "event_timestamp": times.cast(pa.timestamp("ns", tz="UTC")), "created": times})
-    table.commit(table.add_file("ns.parquet", nanoseconds, version="2.6"))
-    legacy = pa.table({**columns, "user_id": ["c", "d"], "event_timestamp": times, "created": times})
-    table.commit(table.add_file("int96.parquet", legacy, use_deprecated_int96_timestamps=True))
+    far = [datetime(9999, 12, 31, tzinfo=timezone.utc), datetime(1600, 1, 1, tzinfo=timezone.utc)]  # not in nanoseconds
+    expected = {}
 
-    found = {one["user_id"]: one["event_us"] for one in snapshot(table)}
-    assert found == {"a": to_us(moments[0]), "b": to_us(moments[1]), "c": to_us(moments[0]), "d": to_us(moments[1])}
+    def add(name: str, first: str, events: list[datetime], unit: str = "us", **options: Any) -> None:
+        users, times = [f"{first}0", f"{first}1"], pa.array(events, UTC_TIME)
+        expected.update(zip(users, map(to_us, events), strict=True))
+        rows = {"user_id": users, "event_timestamp": times.cast(pa.timestamp(unit, tz="UTC")), "created": times}
+        others = {"amount": [1.0, 2.0], "count": pa.array([1, 2], pa.int64()), "country": ["x", "y"]}
+        table.commit(table.add_file(name, pa.table(rows | others), **options))
+
+    add("ns.parquet", "n", moments, "ns", version="2.6")
+    add("ms.parquet", "m", far, "ms")
+    add("int96.parquet", "i", moments, use_deprecated_int96_timestamps=True)
+    add("spark.parquet", "s", far, use_deprecated_int96_timestamps=True, store_schema=False)
+
+    assert {one["user_id"]: one["event_us"] for one in snapshot(table)} == expected
 
 
 # --- ties ------------------------------------------------------------------------------------------------------------

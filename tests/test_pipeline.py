@@ -175,6 +175,21 @@ def test_backfill_of_what_is_stored_is_unchanged_and_never_wins_a_tie(table: Tab
     assert amounts(table, any_store) == {"a": 2.0}
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 1, 0]])
+def test_tie_in_a_backfill_goes_to_the_later_commit_whatever_piece_is_written_first(
+    table: Table, store: OnlineStore, order: list[int]
+) -> None:
+    for amount in (1.0, 2.0, 3.0):
+        table.append(*(row(user, 1, amount) for user in "abcdef"))
+    plan = plan_of(table, store, "backfill", interval=Interval(at(0), at(60)))
+    plan = pipeline.begin(table.view, store, replace(plan, pieces=3))
+
+    reports = [pipeline.write_piece(table.view, store, plan, piece, now=NOW) for piece in order]
+
+    assert amounts(table, store) == dict.fromkeys("abcdef", 3.0)
+    assert sum(report.written for report in reports) == 6
+
+
 def test_backfill_takes_the_start_and_leaves_the_end(table: Table, store: OnlineStore) -> None:
     table.append(
         row("before", 59.999999), row("start", 60), row("last", 119.999999), row("end", 120), row("none", None)

@@ -109,7 +109,7 @@ class LogReader:
         if "://" in path:
             return decoded
         root = self.root.removeprefix("file://") if self.root.startswith("file:///") else self.root
-        return decoded if decoded.startswith("/") else f"{unquote(root) if root.startswith('/') else root}{decoded}"
+        return decoded if decoded.startswith("/") else unquote(root) + decoded
 
     def read(self, path: str, offset: int, length: int) -> bytes:
         """Some bytes of a file, at a path as written in the log. Raises FileNotFoundError."""
@@ -139,8 +139,8 @@ class LogReader:
         address = self.uri(path)
         if address.startswith("/"):
             return pafs.LocalFileSystem(), address
-        folder, _, name = address.rpartition("/")
-        return pafs.PyFileSystem(DeltaStorageHandler(folder, self.storage_options or None)), name
+        folder, _, name = path.rpartition("/")
+        return pafs.PyFileSystem(DeltaStorageHandler(folder, self.storage_options or None)), unquote(name)
 
     def versions(self) -> list[int]:
         """The versions whose commit files are in the log, ascending."""

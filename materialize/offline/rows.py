@@ -35,7 +35,12 @@ READ_BYTES = 64 * 2**20
 VARIABLE_WIDTH = 32
 #: Rows whose keys are in memory at once when the rows of some entities are looked for.
 ORDER_ROWS = 4_000_000
-CAST = pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast", datetime_cast="nanosecond-downcast")
+#: What data files may hold of a column: what it was before it was widened, times of other units. Nothing else loses nothing.
+CAST = pl.ScanCastOptions(
+    integer_cast=("upcast", "allow-float"),
+    float_cast="upcast",
+    datetime_cast=("nanosecond-downcast", "millisecond-upcast"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,11 @@ def reading(view: FeatureView) -> Iterator[None]:
             f"{subject}: found no readable table there, expected a folder with _delta_log. Nothing was written. "
             "Check the view's source, its credentials, and that the first commit is done."
         ) from None
+    except pl.exceptions.SchemaError as error:
+        raise OfflineStoreError(
+            f"{subject}: {_causes(error)}. Nothing was written by this step; the watermark stays. If the column was widened from another "
+            "kind of type, write its old files anew, by Spark: ALTER TABLE ... DROP FEATURE typeWidening"
+        ) from error
     except (DeltaError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         raise OfflineStoreError(
             f"{subject}: {type(error).__name__}: {_causes(error)}. Nothing was written by this step; the watermark stays."

@@ -325,6 +325,11 @@ class Commits:
         choices: list[tuple[dict[str, str], Callable[[Row], Row]]] = [
             ({"amount": double(amount)}, lambda _row: {"amount": amount}),
             ({"amount": "-amount"}, lambda row: {"amount": None if row["amount"] is None else -row["amount"]}),
+            (
+                {"amount": "coalesce(amount, 0.0)"},
+                lambda row: {"amount": 0.0 if row["amount"] is None else row["amount"]},
+            ),
+            ({"count": "coalesce(count, 0)"}, lambda row: {"count": 0 if row["count"] is None else row["count"]}),
             ({"points": f"arrow_cast({items}, 'List(Float32)')"}, lambda _row: {"points": points}),
             (
                 {"event": f"event + INTERVAL '{minutes} minutes'"},

@@ -34,9 +34,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 
 @pytest.fixture
-def table(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SparkTable]:
+def table(spark: SparkSession, tmp_path: Path) -> Iterator[SparkTable]:
     """A table that is not there until it is created, with a view on it and an empty store."""
-    # Else the few rows of a test are read as a snapshot as soon as something changes.
-    monkeypatch.setattr("materialize.plan.CHANGES_PER_SNAPSHOT", 1_000)
     with MemoryStore() as store:
         yield SparkTable(spark, tmp_path / "table", store)
