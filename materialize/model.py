@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime, timedelta, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Any, Literal
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "Interval",
     "Mode",
     "OnlineStoreConfig",
+    "Prices",
     "Retention",
     "RunReport",
+    "TableSettings",
     "Watermark",
     "duration_text",
     "from_us",
@@ -206,6 +208,27 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class TableSettings:
+    """How ``materialize setup`` makes the tables of a store that has some. Without units they are billed on demand."""
+
+    write_units: int | None = None
+    read_units: int | None = None
+    point_in_time_recovery: bool = False
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a store costs, for `plan`, as somebody looked it up on a day: a million write and read units, a gigabyte loaded from files."""
+
+    as_of: date
+    currency: str
+    million_write_units: float
+    million_read_units: float
+    bulk_gigabyte: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OnlineStoreConfig:
     """One entry of ``online_stores.yaml``; the repr has no URL.
 
@@ -215,6 +238,8 @@ class OnlineStoreConfig:
     name: str
     url: str = field(default="", repr=False)
     connection: str | None = None
+    tables: TableSettings = field(default_factory=TableSettings)
+    prices: Prices | None = None
 
     @property
     def masked_url(self) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from materialize import codec, watermark
-from materialize.errors import MaterializeError, RebuildNeeded
+from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
 from materialize.offline import changes_since, open_table, total_rows
@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from materialize.offline import Change, OfflineTable
     from materialize.online.base import OnlineStore
 
-__all__ = ["PieceReport", "Run", "backfill", "begin", "commit", "incremental", "make_plan", "rebuild", "write_piece"]
+__all__ = [
+    "PieceReport",
+    "Run",
+    "backfill",
+    "begin",
+    "bulk_load",
+    "commit",
+    "incremental",
+    "make_plan",
+    "rebuild",
+    "write_piece",
+]
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +94,30 @@ def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
     return commit(view, store, plan, pieces, now=run.now())
+
+
+def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) -> RunReport:
+    """Load a view for the first time by files at *location*, which the store reads by itself; then the ordinary run over the same rows.
+
+    That run reads each row back, and writes those that the store did not take or that another run overtook; so its report counts
+    rows that the files brought as unchanged. Raises OnlineStoreError for a view that is online already.
+    """
+    with store.bulk(view.name, location) as files:
+        plan = make_plan(view, files, mode="incremental", store_name=run.store_name, run_id=run.run_id)
+        held = None if plan.watermark is None else Watermark.from_json(plan.watermark)
+        if held is not None and held.version is not None:
+            raise OnlineStoreError(
+                f"feature view {view.name!r}: could not load it by files: found it online at version {held.version}, expected a view "
+                f"that was never loaded. Nothing was written. Run: materialize incremental {view.name}, or rebuild"
+            )
+        plan = begin(view, files, plan)
+        for piece in range(plan.pieces):
+            write_piece(view, files, plan, piece, now=run.now())
+        told = files.load()
+    pieces = [
+        write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
+    ]
+    return replace(commit(view, store, plan, pieces, now=run.now()), reason=f"{plan.reason}; {told}")
 
 
 # --- their steps -------------------------------------------------------------------------------------------------------

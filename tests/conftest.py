@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
 from materialize.online.sqlite import SqliteStore
-from tests import object_store as s3, servers
+from tests import dynamodb_local as dynamodb, object_store as s3, servers
 from tests.tables import Table
 
 if TYPE_CHECKING:
@@ -47,6 +48,19 @@ def object_store() -> Iterator[s3.ObjectStore]:
     """A server that speaks S3; every worker of a parallel run has its own."""
     with s3.running() as store:
         yield store
+
+
+@pytest.fixture(scope="session")
+def dynamodb_local() -> Iterator[dynamodb.DynamoDbLocal]:
+    """A DynamoDB Local. MATERIALIZE_DYNAMODB=require makes its absence a failure."""
+    with ExitStack() as stack:
+        try:
+            local = stack.enter_context(dynamodb.running())
+        except dynamodb.DynamoDbMissing as missing:
+            if os.environ.get("MATERIALIZE_DYNAMODB", "").lower() == "require":
+                pytest.fail(f"DynamoDB Local is required and cannot run: {missing}", pytrace=False)
+            pytest.skip(f"NOT TESTED against DynamoDB Local on {platform.node()}: {missing}")
+        yield local
 
 
 @pytest.fixture

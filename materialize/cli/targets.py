@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from materialize.model import FeatureView
+    from materialize.model import FeatureView, OnlineStoreConfig
     from materialize.online.base import OnlineStore
 
-__all__ = ["Options", "Target", "for_each", "usage_error"]
+__all__ = ["Options", "Target", "for_each", "for_store", "usage_error"]
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 #: How often -v has to be given for tracebacks.
@@ -58,14 +58,26 @@ def usage_error(message: str) -> NoReturn:
 
 def for_each(options: Options, views: Sequence[str] | None, *works: Callable[[Target], None]) -> None:
     """Do all *works* for every chosen view in every chosen store. Ends with exit code 1 when any of it failed."""
+    done = [_at(options, target, work) for target in _targets(options, _loaded(options), views) for work in works]
+    if not all(done):
+        raise typer.Exit(1)
+
+
+def for_store(options: Options, work: Callable[[OnlineStoreConfig], None]) -> None:
+    """Do *work* for the chosen online store. Ends with exit code 1 when it failed."""
+    config, name = _loaded(options), options.store or "default"
+    _known("online store", (name,), config.online_stores)
+    if not _guarded(options, {"store": name}, lambda: work(config.online_store(name))):
+        raise typer.Exit(1)
+
+
+def _loaded(options: Options) -> Config:
     level = LEVELS[min(options.verbose, len(LEVELS) - 1)]
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     loaded: list[Config] = []
     if not _guarded(options, {}, lambda: loaded.append(load(options.config))):
         raise typer.Exit(1)
-    done = [_at(options, target, work) for target in _targets(options, loaded[0], views) for work in works]
-    if not all(done):
-        raise typer.Exit(1)
+    return loaded[0]
 
 
 def _at(options: Options, target: tuple[Config, str, str], work: Callable[[Target], None]) -> bool:

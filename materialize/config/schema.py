@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PlainValidator, PositiveInt, ValidationError
 
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig
+from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +84,25 @@ class ViewKeys(Keys):
 class StoreKeys(Keys):
     url: Text | None = Field(None, description="the URL of an online store")
     connection: Text | None = Field(None, description="the id of an Airflow connection")
+    tables: dict[str, Any] | None = Field(None, description="a mapping such as {point_in_time_recovery: true}")
+    prices: dict[str, Any] | None = Field(None, description="a mapping such as {as_of: 2026-11-01, ...}")
+
+
+class TableKeys(Keys):
+    write_units: PositiveInt | None = Field(None, description="provisioned write units a second, such as 1000")
+    read_units: PositiveInt | None = Field(None, description="provisioned read units a second, such as 1000")
+    point_in_time_recovery: bool = Field(default=False, description="true or false")
+    tags: dict[Text, Text] = Field({}, description="a mapping of texts such as {team: fraud}")
+
+
+class PriceKeys(Keys):
+    as_of: date = Field(description="the day of the price list, such as 2026-11-01")
+    currency: Text = Field(description="a currency such as USD")
+    million_write_units: NonNegativeFloat = Field(description="the price of a million write units, such as 0.625")
+    million_read_units: NonNegativeFloat = Field(description="the price of a million read units, such as 0.125")
+    bulk_gigabyte: NonNegativeFloat | None = Field(
+        None, description="the price of a gigabyte of bulk-load, such as 0.15"
+    )
 
 
 def _keys(document: Document, keys: type[Keys], data: Any, parent: Loc = ()) -> Any:
@@ -170,10 +189,10 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
         if (keys.url is None) == (keys.connection is None):
             document.add((name,), f"expected either url or connection, found {'none' if keys.url is None else 'both'}")
             continue
+        tables, prices = _settings(document, keys, name)
         try:
-            stores[name] = OnlineStoreConfig(
-                name, url=checked_url(keys.url, root) if keys.url else "", connection=keys.connection
-            )
+            url = checked_url(keys.url, root) if keys.url else ""
+            stores[name] = OnlineStoreConfig(name, url, keys.connection, tables, prices)
         except ValueError as error:
             what, _, found = str(error).removeprefix("expected ").partition(", found ")
             hidden = document.variables.get((name, "url"))
@@ -181,3 +200,23 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
                 (name, "url"), f"expected {what}, found {document.show((name, 'url'), '') if hidden else found}"
             )
     return stores
+
+
+def _settings(document: Document, keys: StoreKeys, name: str) -> tuple[TableSettings, Prices | None]:
+    """What DynamoDB alone has."""
+    tables, prices = TableSettings(), None
+    for given, of in (("tables", TableKeys), ("prices", PriceKeys)):
+        data = getattr(keys, given)
+        if data is None:
+            continue
+        if keys.url is not None and not keys.url.startswith("dynamodb://"):
+            document.add((name, given), "unknown key, expected with a dynamodb:// URL only")
+            continue
+        found = _keys(document, of, data, (name, given))
+        if isinstance(found, TableKeys):
+            if (found.write_units is None) != (found.read_units is None):
+                document.add((name, given), "expected either both write_units and read_units or none, found one")
+            tables = TableSettings(**dict(found))
+        elif isinstance(found, PriceKeys):
+            prices = Prices(**dict(found))
+    return tables, prices

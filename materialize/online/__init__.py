@@ -28,7 +28,11 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
         from materialize.online.redis import RedisStore
 
         return RedisStore(config.url)
+    if scheme == "dynamodb":
+        from materialize.online.dynamodb import DynamoDbStore
+
+        return DynamoDbStore(config.url, config.tables, config.prices)
     raise ConfigError(
         f"online store {config.name!r}: could not open {config.masked_url}: found the scheme {scheme!r}, "
-        "expected memory, sqlite, redis, rediss or unix. Nothing was read or written."
+        "expected memory, sqlite, redis, rediss, unix or dynamodb. Nothing was read or written."
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from materialize.errors import OnlineStoreError
 from materialize.order import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     import numpy as np
@@ -18,11 +19,20 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from typing_extensions import Self
 
-    from materialize.model import Retention
+    from materialize.model import FeatureView, Mode, Retention
 
     Outcomes = npt.NDArray[np.uint8]
 
-__all__ = ["HEADER", "LEAD_BYTES", "TOMBSTONE", "EncodedBatch", "OnlineStore", "pack_order", "unpack_order"]
+__all__ = [
+    "HEADER",
+    "LEAD_BYTES",
+    "TOMBSTONE",
+    "BulkStore",
+    "EncodedBatch",
+    "OnlineStore",
+    "pack_order",
+    "unpack_order",
+]
 
 #: The first bytes of every record: format version, flags, schema id, event_us, created_us, version, floor (docs/format.md).
 HEADER = struct.Struct("<BBHqqqq")
@@ -96,6 +106,10 @@ class OnlineStore(ABC):
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         """The stored record of each entity key, tombstones and expired records included; None for an absent key."""
 
+    def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
+        """As `read`, for several views: their entity keys by view in, their records by view out."""
+        return {view: self.read(view, some) for view, some in keys.items()}
+
     @abstractmethod
     def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Every entity key of *view* with its record, tombstones included, in batches of some thousands, in no order.
@@ -115,6 +129,24 @@ class OnlineStore(ABC):
     def purge(self, view: str, now_us: int) -> None:
         """Remove records of *view* whose retention ended before *now_us*. Does nothing where the store does it by itself."""
 
+    def setup(self, view: str) -> list[str]:  # noqa: ARG002 - most stores need nothing
+        """Make what the store needs before the first run of *view*, or what of it is lacking. Returns: what was done."""
+        return []
+
+    def estimate(self, view: FeatureView, rows: int, mode: Mode, *, first: bool) -> dict[str, Any]:  # noqa: ARG002 - most stores cost nothing per row
+        """What a run of *mode* that brings at most *rows* costs, as facts for people. *first*: it loads the view. Reads no record."""
+        return {}
+
+    def bulk(self, view: str, location: str) -> BulkStore:
+        """What a first load of *view* may be written to, as files at *location* that the store then reads by itself.
+
+        Raises OnlineStoreError where the store has no such way.
+        """
+        raise OnlineStoreError(
+            f"could not load feature view {view!r} into {self.location} by files at {location}: only DynamoDB reads files. "
+            f"Nothing was read or written. Run: materialize incremental {view}"
+        )
+
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Reach the store and say what it is (kind, version, memory, policy ...), for ``materialize doctor``."""
@@ -130,3 +162,15 @@ class OnlineStore(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class BulkStore(OnlineStore):
+    """A store whose `replace` gathers rows in files, until `load` has the real store read them. It reads what the real one holds."""
+
+    @abstractmethod
+    def load(self) -> str:
+        """Have the store read all files, and wait until it has. Returns: what it told, in a sentence.
+
+        Nothing is promised of single rows: an ordinary run has to follow, which reads each row back. Raises OnlineStoreError where
+        the store gave up; the files are then left where they are.
+        """

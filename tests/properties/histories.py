@@ -133,6 +133,7 @@ def play(url: str, seed: int, storage: Storage | None = None) -> Runs:
         rng = random.Random(seed)
         address = url.replace("FOLDER", folder).replace("SEED", str(seed))
         with open_store(OnlineStoreConfig("s", address)) as store:
+            store.setup("v")
             store.max_value_bytes = MAX_VALUE_BYTES
             lake = Lake(storage or Folder(f"{folder}/t"), partitioned=rng.random() < 0.4)
             commits = Commits(lake, rng, Rows(rng), grows=rng.random() < 0.25)

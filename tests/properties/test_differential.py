@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.dynamodb_local import REGION
 from tests.mutants import MUTANTS, copied, played, tried
 from tests.object_store import BUCKET
 from tests.properties.histories import play
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests import servers
+    from tests.dynamodb_local import DynamoDbLocal
     from tests.object_store import ObjectStore
     from tests.properties.storage import Storage
 
@@ -50,6 +52,15 @@ def test_random_histories_end_right(store: int, url: str, part: int) -> None:
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_histories_end_right_on_valkey(valkey: servers.Server, part: int) -> None:
     play_windows(f"{valkey.url}?prefix=sSEED", store=2, part=part, windows=WINDOWS // 3 // PARTS)
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+@pytest.mark.parametrize("part", range(2))
+def test_random_histories_end_right_on_dynamodb(dynamodb_local: DynamoDbLocal, part: int) -> None:
+    """On one tenth of the windows: each takes several times as long as one on Valkey."""
+    url = f"dynamodb://key:secret@{REGION}/sSEED?endpoint_url={dynamodb_local.endpoint}&write_units=1000000"
+    play_windows(url, store=4, part=part, windows=WINDOWS // 10 // 2)
 
 
 @pytest.mark.parametrize("part", range(2))

@@ -1,0 +1,147 @@
+"""boto3's client of one address, and requests whose bodies are ready: botocore signs, sends, retries and reads them."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore import exceptions as driver
+from botocore.config import Config
+from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
+from botocore.session import get_session
+
+from materialize.errors import OnlineStoreError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_s3 import S3Client
+
+    from materialize.online.dynamodb.address import Address
+
+__all__ = ["SERVER_ERROR", "THROTTLES", "Client"]
+
+#: What says "too fast", of a statement and of a request, without the ending Exception
+#: (https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html).
+THROTTLES = frozenset(("ThrottlingError", "Throttling", "ProvisionedThroughputExceeded", "RequestLimitExceeded"))
+#: Of botocore, for one request: lost connections and errors of the server pass by themselves.
+ATTEMPTS = 4
+#: HTTP statuses from here on are the server's own errors.
+SERVER_ERROR = 500
+EXPIRED = frozenset(("ExpiredToken", "RequestExpired"))
+#: What botocore looks at before it would serialize a body.
+EMPTY: dict[str, dict[str, Any]] = {
+    "batch_execute_statement": {"Statements": []},
+    "batch_get_item": {"RequestItems": {}},
+}
+
+
+class Client:
+    """One boto3 client, made at its first use, for all threads. ``call`` sends a body that is ready."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._lock = threading.Lock()
+        self._made: DynamoDBClient | None = None
+        self._ready = threading.local()
+
+    @property
+    def api(self) -> DynamoDBClient:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def s3(self) -> S3Client:
+        """A client of S3 with the same credentials; the caller closes it."""
+        return self._session().client("s3", config=self._config(parameter_validation=True))
+
+    def call(self, operation: str, body: bytes) -> dict[str, Any]:
+        """The answer to *operation* (as boto3 names it) with *body*, which is DynamoDB's JSON. Raises what botocore raises."""
+        self._ready.body = body
+        try:
+            found: dict[str, Any] = getattr(self.api, operation)(**EMPTY[operation])
+        finally:
+            self._ready.body = None
+        return found
+
+    def close(self) -> None:
+        with self._lock:
+            if self._made is not None:
+                self._made.close()
+                self._made = None
+
+    def _make(self) -> DynamoDBClient:
+        config = self._config(parameter_validation=False)
+        client = self._session().client("dynamodb", endpoint_url=self.address.endpoint_url, config=config)
+        client.meta.events.register("before-call.dynamodb", self._put_body)
+        return client
+
+    def _session(self) -> boto3.Session:
+        address = self.address
+        session = boto3.Session(address.key, address.secret, address.session_token, address.region)
+        return session if address.role_arn is None else _in_role(session, address.role_arn)
+
+    def _config(self, *, parameter_validation: bool) -> Config:
+        return Config(
+            parameter_validation=parameter_validation,
+            connect_timeout=self.address.timeout,
+            read_timeout=self.address.timeout,
+            max_pool_connections=self.address.requests + 2,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            user_agent_extra="materialize",
+        )
+
+    def _put_body(self, params: dict[str, Any], **_: object) -> None:
+        body = getattr(self._ready, "body", None)
+        if body is not None:
+            params["body"] = body
+
+    @contextmanager
+    def translated(self, doing: str, view: str) -> Iterator[None]:
+        """Turn the driver's errors into ours, once, naming what was done and where."""
+        what = f"could not {doing} {self.address.location}"
+        try:
+            yield
+        except driver.ClientError as error:
+            raise _translated(error, what, self.address.table(view), view) from None
+        except (driver.NoCredentialsError, driver.PartialCredentialsError, driver.CredentialRetrievalError) as error:
+            raise OnlineStoreError(
+                f"{what}: {error}. Nothing was written. Give credentials by boto3's own means (environment, profile, role), or an Airflow connection."
+            ) from None
+        except (driver.HTTPClientError, driver.ConnectionError) as error:
+            raise UnavailableError(f"{what}: {error} (waited at most {self.address.timeout:g} s)") from None
+        except driver.BotoCoreError as error:
+            raise OnlineStoreError(f"{what}: {error}. Running again is harmless.") from None
+
+
+def _in_role(session: boto3.Session, role_arn: str) -> boto3.Session:
+    """A session with the credentials of a role, that are fetched again before they expire."""
+    core: Any = get_session()
+    fetcher = AssumeRoleCredentialFetcher(session._session.create_client, session.get_credentials(), role_arn)  # noqa: SLF001 - as botocore's own profiles do
+    core._credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")  # noqa: SLF001
+    return boto3.Session(botocore_session=core, region_name=session.region_name)
+
+
+def _translated(error: driver.ClientError, what: str, table: str, view: str) -> OnlineStoreError:
+    told, text = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+    found, code = f"{what}: {told}: {text.partition(chr(10))[0]}", told.removesuffix("Exception")
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if code in THROTTLES or status >= SERVER_ERROR:
+        return UnavailableError(found)
+    if code == "ResourceNotFound":
+        return OnlineStoreError(
+            f"{what}: found no table {table}, expected one. Nothing was written. Run: materialize setup {view}"
+        )
+    if code in EXPIRED:
+        return OnlineStoreError(
+            f"{found}. Part of the run may be written; the watermark stays. Give fresh credentials and run again."
+        )
+    if "AccessDenied" in code or "Unauthorized" in code:
+        return OnlineStoreError(
+            f"{found}. Nothing was written by this call. What is needed is printed by: materialize iam-policy"
+        )
+    return OnlineStoreError(f"{found}. Running again is harmless.")

@@ -1,0 +1,300 @@
+"""DynamoDB: conditional writes of 25 rows per request, atomic per item, at a share of the table's capacity; reads of 100.
+
+A table holds one item per entity (and view, in a shared table). Cells are items too, with a key that no entity has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from botocore.exceptions import ClientError
+
+from materialize.errors import UnavailableError
+from materialize.model import TableSettings
+from materialize.online.base import BulkStore, EncodedBatch, OnlineStore
+from materialize.online.dynamodb import tables
+from materialize.online.dynamodb.address import Address
+from materialize.online.dynamodb.bulk import BulkFiles
+from materialize.online.dynamodb.client import SERVER_ERROR, THROTTLES, Client
+from materialize.online.dynamodb.cost import estimate
+from materialize.online.dynamodb.items import CELL, KEY, MAX_VALUE_BYTES, ORDER, RECORD, VIEW, cell_key, record_of
+from materialize.online.dynamodb.load import AGAIN, READS, Load, Rule
+from materialize.online.dynamodb.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from materialize.model import FeatureView, Mode, Prices, Retention
+    from materialize.online.base import Outcomes
+    from materialize.online.dynamodb.load import Attempt
+
+__all__ = ["DynamoDbStore"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds without any progress until the table counts as unavailable.
+PATIENCE = 60.0
+#: Seconds of the first pause before keys are asked for again; doubles with each, with full jitter, up to the longest.
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
+NO_SETTINGS = TableSettings()
+
+
+class DynamoDbStore(OnlineStore):
+    """*url*: see `materialize.online.dynamodb.address`. *settings*: of the tables that `setup` makes; no run makes one."""
+
+    #: The next batch is encoded while one is sent; how many requests are under way at once is the URL's ``requests``.
+    parallel_writes = 2
+    max_value_bytes = MAX_VALUE_BYTES
+
+    def __init__(
+        self,
+        url: str,
+        settings: TableSettings = NO_SETTINGS,
+        prices: Prices | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.address, self.settings, self.prices = Address.parse(url), settings, prices
+        self.clock, self.sleep = clock, sleep
+        self.location = self.address.location
+        self.client = Client(self.address)
+        self.keys = (KEY, VIEW) if self.address.shared else (KEY,)
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._paces: dict[str, Pace] = {}
+
+    # --- writing ---
+
+    def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:
+        return self._write(view, batch, Rule(tie_wins=tie_wins), retention)
+
+    def replace(self, view: str, batch: EncodedBatch, *, at: int, retention: Retention) -> Outcomes:
+        return self._write(view, batch, Rule(at=at), retention)
+
+    def _write(self, view: str, batch: EncodedBatch, rule: Rule, retention: Retention) -> Outcomes:
+        if not len(batch.keys):
+            return np.empty(0, dtype=np.uint8)
+        table = self.address.table(view)
+        load = Load(batch, view, table, self.keys, rule, retention)
+        with self.client.translated(f"write {len(batch.keys):,} rows of feature view {view!r} to", view):
+            self._send_all(load, view, self.pace(table))
+        return load.outcomes
+
+    def _send_all(self, load: Load, view: str, pace: Pace) -> None:
+        """Keep requests under way until every row is settled. Raises UnavailableError when none is for too long."""
+        flight: set[Future[Callable[[], None]]] = set()
+        left, since = load.left, self.clock()
+        try:
+            while not load.done:
+                while len(flight) < self.address.requests:
+                    if rows := load.take_reads():
+                        flight.add(self._executor().submit(self._read_orders, load, view, rows))
+                    elif attempts := load.take_statements(alone=not flight):
+                        flight.add(self._executor().submit(self._send, load, pace, attempts))
+                    else:
+                        break
+                done, flight = wait(flight, timeout=PATIENCE, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()()
+                if load.left < left:
+                    left, since = load.left, self.clock()
+                elif self.clock() - since > PATIENCE:
+                    raise UnavailableError(
+                        f"could not write {load.left:,} rows of feature view {view!r} to {self.location}: "
+                        f"no row was taken for {PATIENCE:.0f} s; refused: {dict(load.counts)}"
+                    )
+        finally:
+            for future in flight:
+                future.cancel()
+            wait(flight)
+        if load.counts:
+            log.info(
+                "wrote batch view=%s rows=%s refused=%s rate=%.0f",
+                view,
+                len(load.outcomes),
+                dict(load.counts),
+                pace.rate,
+            )
+
+    def _send(self, load: Load, pace: Pace, attempts: list[Attempt]) -> Callable[[], None]:
+        """Send one request of statements. Returns: what tells *load* about it."""
+        body = b'{"Statements":[%b]}' % b",".join(attempt.text for attempt in attempts)
+        pace.take(float(load.units[[attempt.row for attempt in attempts]].sum()))
+        try:
+            answer = self.client.call("batch_execute_statement", body)
+        except ClientError as error:
+            code = error.response["Error"]["Code"].removesuffix("Exception")
+            if code not in AGAIN and error.response["ResponseMetadata"]["HTTPStatusCode"] < SERVER_ERROR:
+                raise
+            errors, resent = [{"Code": code if code in AGAIN else "InternalServerError"}] * len(attempts), True
+        else:
+            errors = [response.get("Error") for response in answer["Responses"]]
+            resent = bool(answer["ResponseMetadata"]["RetryAttempts"])
+        if any(error is not None and error["Code"] in THROTTLES for error in errors):
+            pace.throttled()
+        else:
+            pace.succeeded()
+        return partial(load.met_by_writing, attempts, errors, resent=resent)
+
+    def _read_orders(self, load: Load, view: str, rows: list[int]) -> Callable[[], None]:
+        """Read the order fields of the items of *rows*, consistently. Returns: what tells *load* about it."""
+        keys = [load.key(row) for row in rows]
+        return partial(load.met_by_reading, rows, self._get({view: keys}, ORDER, consistent=True)[view])
+
+    def pace(self, table: str) -> Pace:
+        """What holds writers of *table* back."""
+        with self._lock:
+            if table not in self._paces:
+                units = self.address.write_units
+                full = units or self.address.share * tables.write_capacity(self.client.api, table)
+                self._paces[table] = Pace(full, self.clock, self.sleep)
+            return self._paces[table]
+
+    # --- reading ---
+
+    def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self.read_views({view: keys})[view]
+
+    def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
+        """As `read`, for several views at once: their keys share requests."""
+        wanted = {view: list(dict.fromkeys(key.decode() for key in some)) for view, some in keys.items()}
+        subject = f"read {sum(map(len, wanted.values())):,} entities of {', '.join(keys)} from"
+        chunks = list(_chunks(wanted, READS))
+        with self.client.translated(subject, next(iter(keys), "")):
+            get = partial(self._get, attributes=(*ORDER, RECORD), consistent=self.address.consistent)
+            parts = list(self._executor().map(get, chunks)) if len(chunks) > 1 else [get(chunk) for chunk in chunks]
+        found = {
+            (view, key): record_of(item)
+            for part in parts
+            for view, items in part.items()
+            for key, item in items.items()
+        }
+        return {view: [found.get((view, key.decode())) for key in some] for view, some in keys.items()}
+
+    def _get(
+        self, keys: Mapping[str, Sequence[str]], attributes: Sequence[str], *, consistent: bool
+    ) -> dict[str, dict[str, Any]]:
+        """The items of at most `READS` different keys, by view and key; what is not processed is asked for until it is."""
+        found: dict[str, dict[str, Any]] = {view: {} for view in keys}
+        views = {self.address.table(view): view for view in keys}
+        shape = {"ProjectionExpression": ",".join((*self.keys, *attributes)), "ConsistentRead": consistent}
+        left: Any = {}
+        for view, some in keys.items():
+            request = left.setdefault(self.address.table(view), {"Keys": [], **shape})
+            request["Keys"] += [self._item_key(view, key) for key in some]
+        since, pause = self.clock(), FIRST_PAUSE
+        while any(request["Keys"] for request in left.values()):
+            answer = self.client.call("batch_get_item", json.dumps({"RequestItems": left}).encode())
+            for table, items in answer["Responses"].items():
+                for item in items:
+                    view = item[VIEW]["S"] if self.address.shared else views[table]
+                    found[view][item[KEY]["S"]] = item
+            left = answer.get("UnprocessedKeys") or {}
+            if not left:
+                break
+            if self.clock() - since > PATIENCE:
+                raise UnavailableError(
+                    f"could not read from {self.location}: keys were left unprocessed for {PATIENCE:.0f} s. Nothing was returned."
+                )
+            self.sleep(pause * random.random())  # noqa: S311 - jitter
+            pause = min(2 * pause, LONGEST_PAUSE)
+        return found
+
+    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        only: dict[str, Any] = {}
+        if self.address.shared:
+            only = {"FilterExpression": f"{VIEW} = :view", "ExpressionAttributeValues": {":view": {"S": view}}}
+        pages = self.client.api.get_paginator("scan").paginate(
+            TableName=self.address.table(view), ConsistentRead=True, **only
+        )
+        with self.client.translated(f"scan feature view {view!r} in", view):
+            for page in pages:
+                items = [item for item in page["Items"] if not item[KEY]["S"].startswith(CELL)]
+                if items:
+                    yield [item[KEY]["S"].encode() for item in items], [record_of(item) for item in items]
+
+    # --- cells ---
+
+    def read_cell(self, view: str, name: str) -> bytes | None:
+        with self.client.translated(f"read the {name} of feature view {view!r} from", view):
+            found: Any = self.client.api.get_item(
+                TableName=self.address.table(view), Key=self._item_key(view, cell_key(name)), ConsistentRead=True
+            )
+        return bytes(found["Item"][RECORD]["B"]) if "Item" in found else None
+
+    def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
+        condition: dict[str, Any] = {"ConditionExpression": f"attribute_not_exists({KEY})"}
+        if expected is not None:
+            condition = {
+                "ConditionExpression": f"{RECORD} = :expected",
+                "ExpressionAttributeValues": {":expected": {"B": expected}},
+            }
+        item = self._item_key(view, cell_key(name)) | {RECORD: {"B": new}}
+        with self.client.translated(f"write the {name} of feature view {view!r} to", view):
+            try:
+                self.client.api.put_item(TableName=self.address.table(view), Item=item, **condition)
+            except self.client.api.exceptions.ConditionalCheckFailedException:
+                return False
+        return True
+
+    def purge(self, view: str, now_us: int) -> None:
+        """Nothing to do: the tables' time to live does it."""
+
+    def setup(self, view: str) -> list[str]:
+        table = self.address.table(view)
+        with self.client.translated(f"set up the table {table} of", view):
+            return tables.make(self.client.api, table, self.keys, self.settings)
+
+    def estimate(self, view: FeatureView, rows: int, mode: Mode, *, first: bool) -> dict[str, Any]:
+        with self.client.translated(f"read the capacity of feature view {view.name!r} in", view.name):
+            rate = self.pace(self.address.table(view.name)).full
+        return estimate(view, rows, mode, rate, self.prices, first=first)
+
+    def bulk(self, view: str, location: str) -> BulkStore:
+        """*location*: ``s3://BUCKET/PREFIX``, in the region of the store."""
+        return BulkFiles(self, view, location)
+
+    def describe(self) -> dict[str, str]:
+        with self.client.translated("list the tables of", "VIEW"):
+            found = [
+                name
+                for page in self.client.api.get_paginator("list_tables").paginate()
+                for name in page["TableNames"]
+                if name.startswith(f"{self.address.prefix}.")
+            ]
+        return {"kind": "dynamodb", "tables": ", ".join(found) or "none; run: materialize setup"}
+
+    def close(self) -> None:
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        self.client.close()
+
+    def _item_key(self, view: str, key: str) -> dict[str, Any]:
+        return {KEY: {"S": key}} | ({VIEW: {"S": view}} if self.address.shared else {})
+
+    def _executor(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.address.requests, thread_name_prefix="materialize-dynamodb")
+            return self._pool
+
+
+def _chunks(keys: Mapping[str, Sequence[str]], size: int) -> Iterator[dict[str, list[str]]]:
+    """The keys of all views in groups of *size*."""
+    pairs = [(view, key) for view, some in keys.items() for key in some]
+    for low in range(0, len(pairs), size):
+        chunk: dict[str, list[str]] = {}
+        for view, key in pairs[low : low + size]:
+            chunk.setdefault(view, []).append(key)
+        yield chunk
