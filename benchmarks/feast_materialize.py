@@ -55,13 +55,13 @@ def feast_python() -> Path:
     venv = cache_folder() / f"feast-{FEAST}"
     python = venv / "bin" / "python"
     marker = venv / "installed"
-    if marker.exists():
+    requirements = [f"feast[aws,redis]=={FEAST}", "hiredis"]
+    if marker.exists() and marker.read_text().split() == requirements:
         return python
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(venv)], check=True)
-    requirements = [f"feast[redis]=={FEAST}", "hiredis"]
     subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], check=True)
-    marker.touch()
+    marker.write_text("\n".join(requirements))
     return python
 
 

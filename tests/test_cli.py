@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
+    from tests.dynamodb_local import DynamoDbLocal
+
 PASSWORD = "s3cret-p4ss"
 REPORT_KEYS = {
     *("view", "store", "mode", "from_version", "to_version", "rows_read", "entities", "written"),
@@ -508,5 +510,422 @@ def test_help_is_complete(project: Project) -> None:
     result = cli(project, "--help")
 
     assert result.exit_code == 0
-    for command in ("incremental", "backfill", "rebuild", "plan", "status", "lookup", "doctor"):
+    for command in ("incremental", "backfill", "rebuild", "plan", "status", "lookup", "doctor", "setup", "iam-policy"):
         assert command in result.output
+
+
+# --- setup, and what DynamoDB alone has ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local(dynamodb_local: DynamoDbLocal) -> DynamoDbLocal:
+    dynamodb_local.drop_tables()
+    return dynamodb_local
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, local: DynamoDbLocal) -> Project:
+    """A project over DynamoDB without a table."""
+    (tmp_path / "project").mkdir()
+    return Project(tmp_path / "project", dynamodb_url(local))
+
+
+def dynamodb_url(local: DynamoDbLocal, options: str = "&write_units=1000000") -> str:
+    return f"dynamodb://key:{PASSWORD}@eu-central-1/fs?endpoint_url={local.endpoint}{options}"
+
+
+def store_settings(project: Project, url: str, **settings: str) -> None:
+    """Write ``online_stores.yaml`` with more keys, as YAML."""
+    lines = [f"  {name}: {text}" for name, text in settings.items()]
+    (project.config / "online_stores.yaml").write_text("\n".join(["default:", f"  url: {json.dumps(url)}", *lines, ""]))
+
+
+def features(project: Project, *users: str) -> dict[str, dict[str, Any]]:
+    return {one["key"]: one["features"] for one in reports(project, "lookup", "spending", *users)}
+
+
+def test_setup_of_a_store_that_needs_none_has_nothing_to_do(project: Project) -> None:
+    assert reports(project, "setup") == [{"view": "spending", "store": "default", "setup": "nothing to do"}]
+    assert cli(project, "setup", "spending").stdout == "view=spending  store=default  setup=nothing to do\n"
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_setup_makes_the_table_and_has_nothing_to_do_the_second_time(cloud: Project, local: DynamoDbLocal) -> None:
+    first = cli(cloud, "setup")
+    again = reports(cloud, "setup")
+
+    assert first.stdout == "view=spending  store=default  setup=created, on demand; time to live by x\n"
+    assert again == [{"view": "spending", "store": "default", "setup": "nothing to do"}]
+    assert local.client.list_tables()["TableNames"] == ["fs.spending"]
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_setup_makes_the_table_as_it_is_configured_and_leaves_it_so(cloud: Project, local: DynamoDbLocal) -> None:
+    store_settings(cloud, cloud.url, tables="{write_units: 7, read_units: 3}")
+    assert reports(cloud, "setup")[0]["setup"] == "created, provisioned; time to live by x"
+    store_settings(cloud, cloud.url, tables="{write_units: 70, read_units: 30}")
+
+    assert reports(cloud, "setup")[0]["setup"] == "nothing to do"
+
+    units = local.client.describe_table(TableName="fs.spending")["Table"]["ProvisionedThroughput"]
+    assert (units["WriteCapacityUnits"], units["ReadCapacityUnits"]) == (7, 3)
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_setup_of_a_shared_table_serves_every_view(cloud: Project, local: DynamoDbLocal) -> None:
+    cloud.configure(url=dynamodb_url(local, "&table=shared"))
+    view = (cloud.config / "feature_views" / "spending.yaml").read_text()
+    (cloud.config / "feature_views" / "copy.yaml").write_text(view)
+    cloud.table.append(past("a", 1, 1.5))
+
+    done = {one["view"]: one["setup"] for one in reports(cloud, "setup")}
+    written = {one["view"]: one["written"] for one in reports(cloud, "incremental")}
+
+    assert done == {"copy": "created, on demand; time to live by x", "spending": "nothing to do"}
+    assert written == {"copy": 1, "spending": 1}
+    assert local.client.list_tables()["TableNames"] == ["fs-features"]
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+@pytest.mark.parametrize(
+    "arguments", [("incremental",), ("rebuild",), ("plan",), ("status",), ("lookup", "spending", "a")], ids=" ".join
+)
+def test_before_setup_the_command_that_is_lacking_is_named(cloud: Project, arguments: tuple[str, ...]) -> None:
+    cloud.table.append(past("a"))
+
+    message = refused(cloud, *arguments)
+
+    assert "found no table fs.spending, expected one." in message
+    assert "Run: materialize setup spending" in message
+    assert "dynamodb://eu-central-1/fs at http://127.0.0.1:" in message
+    assert PASSWORD not in message
+    reports(cloud, "setup")
+    assert cli(cloud, *arguments).exit_code == 0
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_doctor_names_the_tables_of_the_store_or_what_makes_them(cloud: Project, local: DynamoDbLocal) -> None:
+    cloud.table.append(past("a"))
+    before = cli(cloud, "doctor")
+    reports(cloud, "setup")
+    with_others = local.client.describe_table(TableName="fs.spending")["Table"]
+    local.client.create_table(
+        TableName="other.spending",
+        KeySchema=with_others["KeySchema"],
+        AttributeDefinitions=with_others["AttributeDefinitions"],
+        BillingMode="PAY_PER_REQUEST",
+    )
+
+    after = reports(cloud, "doctor")[1]
+
+    assert before.exit_code == 1
+    assert "found no table fs.spending, expected one" in before.stderr
+    assert "materialize setup spending" in before.stderr
+    assert (after["check"], after["kind"], after["tables"]) == ("online store", "dynamodb", "fs.spending")
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_a_day_with_dynamodb(cloud: Project, local: DynamoDbLocal) -> None:
+    """From the first load over newer, older and deleted rows to a rebuild; what is online is what the table says, after each."""
+    users = [f"u{number}" for number in range(70)]
+    cloud.table.append(*(past(user, 5, float(number), count=number) for number, user in enumerate(users)))
+    reports(cloud, "setup")
+    assert (reports(cloud, "status")[0]["state"], features(cloud, "u1")) == ("never loaded", {"u1": {}})
+
+    (first,) = reports(cloud, "incremental")
+
+    assert (first["from_version"], first["to_version"], first["written"]) == (None, 0, 70)
+    assert features(cloud, *users) == {
+        user: {"amount": float(number), "count": number, "country": "DE"} for number, user in enumerate(users)
+    }
+    (status,) = reports(cloud, "status")
+    assert (status["state"], status["watermark_version"], status["behind"]) == ("up to date", 0, 0)
+
+    cloud.table.append(past("u0", 9, -1.0), past("u1", 1, -1.0), past("new", 3, 3.0))
+    assert reports(cloud, "status")[0]["behind"] == 1
+    (second,) = reports(cloud, "incremental")
+
+    assert (second["from_version"], second["written"], second["stale"]) == (0, 2, 1)
+    amounts = {user: found["amount"] for user, found in features(cloud, "u0", "u1", "new").items()}
+    assert amounts == {"u0": -1.0, "u1": 1.0, "new": 3.0}
+
+    cloud.table.delta.delete("user_id = 'u2'")
+    (third,) = reports(cloud, "incremental")
+
+    assert (third["deleted"], third["written"]) == (1, 0)
+    assert features(cloud, "u2", "u3") == {"u2": {}, "u3": {"amount": 3.0, "count": 3, "country": "DE"}}
+
+    for item in local.items("fs.spending")[:40]:  # somebody's accident
+        if not item["k"]["S"].startswith("{"):
+            local.client.delete_item(TableName="fs.spending", Key={"k": item["k"]})
+    (rebuilt,) = reports(cloud, "rebuild")
+
+    assert (rebuilt["mode"], rebuilt["entities"]) == ("rebuild", 70)
+    assert features(cloud, *users, "new") == {
+        **{user: {"amount": float(number), "count": number, "country": "DE"} for number, user in enumerate(users)},
+        "u0": {"amount": -1.0, "count": 1, "country": "DE"},
+        "u2": {},
+        "new": {"amount": 3.0, "count": 1, "country": "DE"},
+    }
+    assert [one["check"] for one in reports(cloud, "doctor")] == ["table", "online store"]
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_backfill_into_dynamodb_never_replaces_what_is_newer(cloud: Project) -> None:
+    cloud.table.append(past("a", -3 * DAY, 1.0), past("b", -3 * DAY, 2.0))
+    reports(cloud, "setup")
+    reports(cloud, "incremental")
+    cloud.table.append(past("a", 1, 9.0))
+    reports(cloud, "incremental")
+    start, end = ((T0 + timedelta(minutes=PAST + minutes)).isoformat() for minutes in (-4 * DAY, -2 * DAY))
+
+    (planned,) = reports(cloud, "backfill", "spending", "--start", start, "--end", end, "--dry-run")
+    (report,) = reports(cloud, "backfill", "spending", "--start", start, "--end", end)
+
+    assert planned["way"] == "reads, conditional updates of what is older"
+    assert planned["read_units"] == planned["write_units"] == planned["rows"]
+    assert (report["written"], report["stale"], report["unchanged"]) == (0, 1, 1)
+    assert features(cloud, "a")["a"]["amount"] == 9.0
+
+
+# --- plan ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_plan_says_way_units_minutes_and_cost(cloud: Project, local: DynamoDbLocal) -> None:
+    prices = (
+        "{as_of: 2026-11-01, currency: EUR, million_write_units: 20000, million_read_units: 10000, bulk_gigabyte: 0}"
+    )
+    url = dynamodb_url(local, "&share=0.25")
+    store_settings(cloud, url, tables="{write_units: 4, read_units: 1}", prices=prices)
+    cloud.table.append(*(past(f"u{number}") for number in range(90)))
+    reports(cloud, "setup")
+
+    (planned,) = reports(cloud, "plan")
+
+    assert {name: planned[name] for name in ("rows", "snapshot", "to_version")} == {
+        "rows": 90,
+        "snapshot": True,
+        "to_version": 0,
+    }
+    assert {
+        name: planned[name] for name in ("way", "write_units", "read_units", "write_units_a_second", "minutes")
+    } == {
+        "way": "conditional updates, inserts where most entities are new",
+        "write_units": 90,
+        "read_units": 0,
+        "write_units_a_second": 1.0,
+        "minutes": 1.5,
+    }
+    assert planned["cost"] == "1.80 EUR by the prices of 2026-11-01"
+    assert planned["instead"].startswith("materialize bulk-load spending s3://BUCKET/PREFIX, ")
+    assert planned["instead"].endswith("GB of items, 0.90 EUR by the prices of 2026-11-01")
+    for_people = cli(cloud, "plan").stdout
+    assert "  write_units=90  " in for_people
+    assert "  minutes=1.5  " in for_people
+    assert "  cost=1.80 EUR by the prices of 2026-11-01  " in for_people
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_plan_of_a_view_that_is_online_offers_no_bulk_load_and_without_prices_no_cost(cloud: Project) -> None:
+    cloud.table.append(past("a"))
+    reports(cloud, "setup")
+    assert "instead" in reports(cloud, "plan")[0]
+    reports(cloud, "incremental")
+    cloud.table.append(past("b"), past("c"))
+
+    (planned,) = reports(cloud, "plan")
+
+    assert (planned["rows"], planned["write_units"]) == (2, 2)
+    assert not {"instead", "cost"} & planned.keys()
+
+
+def test_plan_of_another_store_says_nothing_of_units(project: Project) -> None:
+    project.table.append(past("a"))
+
+    (planned,) = reports(project, "plan")
+
+    assert planned["rows"] == 1
+    assert not {"way", "write_units", "read_units", "minutes", "cost", "instead"} & planned.keys()
+
+
+# --- what a role needs on AWS --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["reader", "writer", "setup", "bulk"])
+def test_iam_policy_prints_a_document_and_nothing_else(project: Project, role: str) -> None:
+    project.configure(url=f"dynamodb://key:{PASSWORD}@eu-west-1/team")
+
+    result = cli(project, "iam-policy", role, "--bucket", "landing")
+
+    document = json.loads(result.stdout)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert document["Version"] == "2012-10-17"
+    assert "arn:aws:dynamodb:eu-west-1:*:table/team.*" in json.dumps(document)
+    assert ("arn:aws:s3:::landing/*" in json.dumps(document)) == (role == "bulk")
+    assert PASSWORD not in result.output
+
+
+def test_iam_policy_is_that_of_the_chosen_store(project: Project) -> None:
+    (project.config / "online_stores.yaml").write_text(
+        "default: {url: 'memory://'}\nshared: {url: 'dynamodb://eu-west-1/team?table=shared'}\n"
+        "airflow: {connection: dynamo}\n"
+    )
+
+    shared = cli(project, "iam-policy", "reader", "--store", "shared")
+    airflow = CliRunner().invoke(
+        app,
+        ["iam-policy", "reader", "--store", "airflow"],
+        env={"MATERIALIZE_CONFIG": str(project.config), "AIRFLOW_CONN_DYNAMO": "aws://?region_name=us-east-2"},
+    )
+
+    assert "arn:aws:dynamodb:eu-west-1:*:table/team-features" in shared.stdout
+    assert "arn:aws:dynamodb:us-east-2:*:table/fs.*" in airflow.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "arguments", "told"),
+    [
+        ("dynamodb://eu-west-1", ("boss",), "found the role 'boss', expected reader, writer, setup, bulk"),
+        ("dynamodb://eu-west-1", ("Reader",), "found the role 'Reader', expected reader, writer, setup, bulk"),
+        ("dynamodb://eu-west-1", (), "Missing argument 'ROLE'"),
+        (
+            "dynamodb://eu-west-1",
+            ("reader", "--store", "nobody"),
+            "found the online store 'nobody', expected one of default",
+        ),
+        (
+            "memory://",
+            ("reader",),
+            "found the online store 'default' at memory://, expected one with a dynamodb:// URL",
+        ),
+        (
+            f"redis://u:{PASSWORD}@cache:6379/0",
+            ("writer",),
+            "found the online store 'default' at redis://***@cache:6379/0, expected one with a dynamodb:// URL",
+        ),
+    ],
+)
+def test_wrong_usage_of_iam_policy_ends_with_2(
+    project: Project, url: str, arguments: tuple[str, ...], told: str
+) -> None:
+    project.configure(url=url)
+
+    result = cli(project, "iam-policy", *arguments)
+
+    assert result.exit_code == 2, result.output
+    assert told in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+    assert PASSWORD not in result.output
+
+
+def test_iam_policy_of_a_wrong_url_is_an_error_of_the_configuration(project: Project) -> None:
+    project.configure(url=f"dynamodb://key:{PASSWORD}@eu-west-1/team?tabel=shared")
+
+    result = cli(project, "iam-policy", "reader")
+
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "online store dynamodb://***@eu-west-1/team: found unknown options: tabel, expected table" in result.stderr
+    assert PASSWORD not in result.output
+
+
+# --- credentials of DynamoDB ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_airflow_connection_of_type_aws_serves_as_a_store(
+    cloud: Project, local: DynamoDbLocal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = {"region_name": "eu-central-1", "endpoint_url": local.endpoint, "aws_session_token": PASSWORD}
+    given = {"conn_type": "aws", "login": "key", "password": PASSWORD, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_DYNAMO", json.dumps(given))
+    (cloud.config / "online_stores.yaml").write_text("default: {connection: dynamo}\n")
+    cloud.table.append(past("a", 1, 1.5))
+
+    reports(cloud, "setup")
+    reports(cloud, "incremental")
+
+    assert features(cloud, "a")["a"]["amount"] == 1.5
+    assert local.client.list_tables()["TableNames"] == ["fs.spending"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"dynamodb://key:{PASSWORD}@eu-central-1/fs?share=2",
+        f"dynamodb://key:{PASSWORD}@eu-central-1/fs?secret=x",
+        f"dynamodb://key:{PASSWORD}@EU/fs",
+        f"dynamodb://key:x/{PASSWORD}@eu-central-1/fs",
+        f"dynamodb://eu-central-1/fs?aws_session_token={PASSWORD}&requests=0",
+    ],
+)
+def test_wrong_dynamodb_url_is_told_without_its_secret(project: Project, url: str) -> None:
+    project.table.append(past("a"))
+    project.configure(url=url)
+
+    for command in ("incremental", "plan", "doctor", "setup"):
+        result = cli(project, command, "-vv")
+        assert result.exit_code == 1
+        assert "error: online store dynamodb://" in result.stderr
+        assert PASSWORD not in result.output
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_log_for_people_has_no_credential_no_key_and_no_value(cloud: Project, local: DynamoDbLocal) -> None:
+    cloud.configure(url=dynamodb_url(local, f"&aws_session_token=token-{PASSWORD}"))
+    cloud.table.append(past("somebody@example.com", 1, 1.5, country="Atlantis"))
+    reports(cloud, "setup")
+
+    ended = cloud.run("incremental", "-v")
+
+    assert ended.returncode == 0, ended.stderr
+    assert "wrote piece" in ended.stderr
+    for secret in (PASSWORD, "somebody", "Atlantis"):
+        assert secret not in ended.stderr
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_log_for_developers_has_no_credential_no_key_and_no_value(cloud: Project, local: DynamoDbLocal) -> None:
+    cloud.configure(url=dynamodb_url(local, f"&aws_session_token=token-{PASSWORD}"))
+    cloud.table.append(past("somebody@example.com", 1, 1.5, country="Atlantis"))
+    reports(cloud, "setup")
+
+    ended = cloud.run("incremental", "-vv")
+
+    assert ended.returncode == 0, ended.stderr
+    for secret in (PASSWORD, "somebody", "Atlantis"):
+        assert secret not in ended.stderr
+
+
+# --- bulk-load -----------------------------------------------------------------------------------------------------------
+
+
+def test_bulk_load_into_another_store_is_refused_with_the_way_to_go(project: Project) -> None:
+    project.table.append(past("a"))
+
+    message = refused(project, "bulk-load", "spending", "s3://bucket/first")
+
+    assert "only DynamoDB reads files. Nothing was read or written. Run: materialize incremental spending" in message
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_bulk_load_to_no_bucket_is_refused(cloud: Project) -> None:
+    cloud.table.append(past("a"))
+
+    message = refused(cloud, "bulk-load", "spending", "lake/first")
+
+    assert "feature view 'spending'" in message
+    assert "s3://BUCKET/PREFIX. Nothing was written." in message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ from materialize.config import (
     store_url,
 )
 from materialize.errors import ConfigError
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig
+from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -624,6 +624,231 @@ def test_repr_of_a_configuration_has_no_url(folder: Path) -> None:
     (folder / "online_stores.yaml").write_text(f'default: {{url: "redis://:{SECRET}@cache"}}\n')
 
     assert SECRET not in repr(load(folder))
+
+
+# Settings of a DynamoDB store --------------------------------------------------------------------------------------------
+
+PRICES = "{as_of: 2026-11-01, currency: USD, million_write_units: 0.625, million_read_units: 0.125}"
+BOTH = "expected both write_units and read_units or neither, found no"
+WRITE_UNITS = "tables.write_units: expected provisioned write units a second, such as 1000"
+READ_UNITS = "tables.read_units: expected provisioned read units a second, such as 1000"
+RECOVERY = "tables.point_in_time_recovery: expected true or false"
+TAGS = "tables.tags: expected a mapping of texts such as {team: fraud}"
+AS_OF = "prices.as_of: expected the day of the price list, such as 2026-11-01"
+CURRENCY = "prices.currency: expected a currency such as USD"
+WRITE_PRICE = "prices.million_write_units: expected the price of a million write units, such as 0.625"
+READ_PRICE = "prices.million_read_units: expected the price of a million read units, such as 0.125"
+
+
+def dynamodb(settings: str) -> str:
+    """A DynamoDB store with more keys."""
+    return f'default: {{url: "dynamodb://eu-west-1/fs", {settings}}}\n'
+
+
+def prices_with(**values: str) -> str:
+    """Right prices but for these."""
+    given = {"as_of": "2026-11-01", "currency": "USD", "million_write_units": "1", "million_read_units": "1"} | values
+    return "prices: {" + ", ".join(f"{name}: {value}" for name, value in given.items()) + "}"
+
+
+def test_settings_reach_the_store(folder: Path) -> None:
+    (folder / "online_stores.yaml").write_text(
+        """\
+        default:
+          url: dynamodb://eu-west-1/fs
+          tables:
+            write_units: 1000
+            read_units: 500
+            point_in_time_recovery: true
+            tags: {team: fraud, "cost centre": "7"}
+          prices:
+            as_of: 2026-11-01
+            currency: EUR
+            million_write_units: 0.625
+            million_read_units: 0
+            bulk_gigabyte: 0.15
+        """
+    )
+
+    store = load(folder).online_stores["default"]
+
+    assert store.tables == TableSettings(1000, 500, True, {"team": "fraud", "cost centre": "7"})  # noqa: FBT003 - as its fields
+    assert store.prices == Prices(date(2026, 11, 1), "EUR", 0.625, 0.0, 0.15)
+
+
+def test_without_settings_tables_are_on_demand_and_nothing_has_a_price(folder: Path) -> None:
+    (folder / "online_stores.yaml").write_text('default: {url: "dynamodb://eu-west-1"}\n')
+
+    store = load(folder).online_stores["default"]
+
+    assert (store.tables, store.prices) == (TableSettings(None, None, False, {}), None)  # noqa: FBT003 - as its fields
+
+
+@pytest.mark.parametrize(
+    ("settings", "tables", "prices"),
+    [
+        ("tables: {}", TableSettings(), None),
+        ("tables: {write_units: 1, read_units: 1}", TableSettings(1, 1), None),
+        ("tables: {point_in_time_recovery: false}", TableSettings(), None),
+        ("tables: {tags: {}}", TableSettings(), None),
+        ("tables: {tags: {team: '${TEAM}'}}", TableSettings(tags={"team": "fraud"}), None),
+        (f"prices: {PRICES}", TableSettings(), Prices(date(2026, 11, 1), "USD", 0.625, 0.125, None)),
+    ],
+)
+def test_settings_may_be_given_in_part(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, settings: str, tables: TableSettings, prices: Prices | None
+) -> None:
+    monkeypatch.setenv("TEAM", "fraud")
+    (folder / "online_stores.yaml").write_text(dynamodb(settings))
+
+    store = load(folder).online_stores["default"]
+
+    assert (store.tables, store.prices) == (tables, prices)
+
+
+def test_settings_stay_when_an_airflow_connection_gives_the_url(folder: Path) -> None:
+    (folder / "online_stores.yaml").write_text(
+        f"default: {{connection: aws, tables: {{tags: {{team: fraud}}}}, prices: {PRICES}}}\n"
+    )
+
+    store = load(folder, connections=lambda _: "aws://?region_name=eu-west-1").online_store("default")
+
+    assert store.url == "dynamodb://eu-west-1"
+    assert store.tables == TableSettings(tags={"team": "fraud"})
+    assert store.prices == Prices(date(2026, 11, 1), "USD", 0.625, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ("tables: 7", "tables: expected a mapping such as {point_in_time_recovery: true}, found 7"),
+        ("tables: [write_units]", "tables: expected a mapping such as {point_in_time_recovery: true}, found a list"),
+        ("tables: on_demand", "tables: expected a mapping such as {point_in_time_recovery: true}, found other text"),
+        ("tables: {write_units: 0, read_units: 5}", f"{WRITE_UNITS}, found 0"),
+        ("tables: {write_units: -5, read_units: 5}", f"{WRITE_UNITS}, found -5"),
+        ("tables: {write_units: 1.5, read_units: 5}", f"{WRITE_UNITS}, found 1.5"),
+        ("tables: {write_units: true, read_units: 5}", f"{WRITE_UNITS}, found True"),
+        ("tables: {write_units: '5', read_units: 5}", f"{WRITE_UNITS}, found other text"),
+        ("tables: {write_units: [5], read_units: 5}", f"{WRITE_UNITS}, found a list"),
+        ("tables: {write_units: 5, read_units: 0}", f"{READ_UNITS}, found 0"),
+        ("tables: {write_units: 5, read_units: many}", f"{READ_UNITS}, found other text"),
+        ("tables: {write_units: 5}", f"tables: {BOTH} read_units"),
+        ("tables: {read_units: 5}", f"tables: {BOTH} write_units"),
+        ("tables: {point_in_time_recovery: yes}", f"{RECOVERY}, found other text"),  # YAML 1.2 knows no yes
+        ("tables: {point_in_time_recovery: 1}", f"{RECOVERY}, found 1"),
+        ("tables: {point_in_time_recovery: }", f"{RECOVERY}, found nothing"),
+        ("tables: {tags: [team]}", f"{TAGS}, found a list"),
+        ("tables: {tags: fraud}", f"{TAGS}, found other text"),
+        ("tables: {tag: {team: fraud}}", "tables.tag: unknown key, expected one of write_units, read_units, point_in_time_recovery, tags (did you mean 'tags'?)"),
+        ("tables: {billing: on_demand}", "tables.billing: unknown key, expected one of write_units, read_units, point_in_time_recovery, tags"),
+        ("prices: 0.625", "prices: expected a mapping such as {as_of: 2026-11-01, ...}, found 0.625"),
+        ("prices: [USD]", "prices: expected a mapping such as {as_of: 2026-11-01, ...}, found a list"),
+        (prices_with(as_of="2026-11"), f"{AS_OF}, found other text"),
+        (prices_with(as_of="'2026-11-01'"), f"{AS_OF}, found other text"),
+        (prices_with(as_of="2026"), f"{AS_OF}, found 2026"),
+        (prices_with(as_of="2026-11-01 10:00:00"), f"{AS_OF}, found datetime.datetime(2026, 11, 1, 10, 0)"),
+        (prices_with(as_of=""), f"{AS_OF}, found nothing"),
+        (prices_with(currency="7"), f"{CURRENCY}, found 7"),
+        (prices_with(currency="''"), f"{CURRENCY}, found ''"),
+        (prices_with(million_write_units="-0.1"), f"{WRITE_PRICE}, found -0.1"),
+        (prices_with(million_write_units="cheap"), f"{WRITE_PRICE}, found other text"),
+        (prices_with(million_write_units=".nan"), f"{WRITE_PRICE}, found nan"),
+        (prices_with(million_write_units="'0.625'"), f"{WRITE_PRICE}, found other text"),
+        (prices_with(million_read_units="-1"), f"{READ_PRICE}, found -1"),
+        (prices_with(million_read_units="true"), f"{READ_PRICE}, found True"),
+        (prices_with(bulk_gigabyte="-1"), "prices.bulk_gigabyte: expected the price of a gigabyte of bulk-load, such as 0.15, found -1"),
+        (prices_with(gigabyte="1"), "prices.gigabyte: unknown key, expected one of as_of, currency, million_write_units, million_read_units, bulk_gigabyte (did you mean 'bulk_gigabyte'?)"),
+    ],
+)  # fmt: skip
+def test_wrong_setting_names_key_found_and_expected(folder: Path, settings: str, problem: str) -> None:
+    assert store_problems(folder, dynamodb(settings)) == [f"default.{problem}"]
+
+
+@pytest.mark.parametrize("value", ["7", "''", "[fraud]", "{a: b}", "2026-11-01", "true"])
+def test_tag_that_is_no_text_is_a_problem(folder: Path, value: str) -> None:
+    (problem,) = store_problems(folder, dynamodb(f"tables: {{tags: {{team: {value}}}}}"))
+
+    assert problem.startswith("default.tables.tags.team: expected ")
+
+
+def test_tag_whose_name_is_no_text_is_a_problem_of_a_tag(folder: Path) -> None:
+    (problem,) = store_problems(folder, dynamodb("tables: {tags: {7: fraud}}"))
+
+    assert problem.startswith("default.tables.tags[7]: expected ")
+    assert "feature" not in problem
+
+
+def test_price_without_an_end_is_a_problem(folder: Path) -> None:
+    assert store_problems(folder, dynamodb(prices_with(million_read_units=".inf"))) == [
+        f"default.{READ_PRICE}, found inf"
+    ]
+
+
+def test_every_lacking_price_is_reported(folder: Path) -> None:
+    assert store_problems(folder, dynamodb("prices: {}")) == [
+        f"default.{expected}, found nothing" for expected in (AS_OF, CURRENCY, WRITE_PRICE, READ_PRICE)
+    ]
+
+
+@pytest.mark.parametrize("url", ["redis://cache", "sqlite:///online.db", "memory://"])
+def test_other_stores_have_no_such_settings(folder: Path, url: str) -> None:
+    text = f'default: {{url: "{url}", tables: {{write_units: 5, read_units: 5}}, prices: {PRICES}}}\n'
+
+    assert store_problems(folder, text) == [
+        "default.tables: unknown key, expected with a dynamodb:// URL only",
+        "default.prices: unknown key, expected with a dynamodb:// URL only",
+    ]
+
+
+def test_several_mistakes_in_settings_are_reported_at_once_with_their_store(folder: Path) -> None:
+    path = folder / "online_stores.yaml"
+    path.write_text(
+        """\
+default: {url: "dynamodb://eu-west-1", tables: {write_units: x, tag: {a: b}}, prices: {as_of: today, currency: USD}}
+backup: {url: "dynamodb://eu-west-1", tables: {write_units: 5}}
+cache: {url: "redis://cache", tables: {}}
+"""
+    )
+
+    assert problems(folder) == [
+        f"{path}: 7 problems",
+        f"  default.{WRITE_UNITS}, found other text",
+        "  default.tables.tag: unknown key, expected one of write_units, read_units, point_in_time_recovery, tags (did you mean 'tags'?)",
+        f"  default.{AS_OF}, found other text",
+        f"  default.{WRITE_PRICE}, found nothing",
+        f"  default.{READ_PRICE}, found nothing",
+        f"  backup.tables: {BOTH} read_units",
+        "  cache.tables: unknown key, expected with a dynamodb:// URL only",
+    ]
+
+
+def test_setting_that_appears_twice_has_its_line(folder: Path) -> None:
+    text = (
+        "default:\n  url: dynamodb://eu-west-1\n  tables:\n    read_units: 5\n    write_units: 5\n    write_units: 6\n"
+    )
+
+    assert store_problems(folder, text) == ["line 6: 'write_units' appears twice"]
+
+
+def test_setting_from_the_environment_is_never_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNITS", SECRET)
+    monkeypatch.delenv("NOWHERE", raising=False)
+
+    lines = store_problems(folder, dynamodb("tables: {write_units: '${UNITS}', read_units: '${NOWHERE}'}"))
+
+    assert lines == [
+        "default.tables.read_units: expected the environment variable NOWHERE, found it unset. Set it, or write ${NOWHERE:-default}",
+        f"default.{WRITE_UNITS}, found the value of ${{UNITS}}",
+    ]
+
+
+def test_text_in_the_place_of_a_setting_is_never_shown(folder: Path) -> None:
+    text = dynamodb(f"tables: {SECRET}, prices: {{as_of: {SECRET}, currency: [{SECRET}]}}")
+
+    lines = store_problems(folder, text)
+
+    assert lines
+    assert SECRET not in "".join(lines)
 
 
 # Airflow connections ---------------------------------------------------------------------------------------------------

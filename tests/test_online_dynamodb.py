@@ -199,15 +199,15 @@ def test_floor_is_raised_of_what_is_stored_then_and_not_of_what_was_seen(
     store.merge("view", make_batch([Row(b"k", 5, version=AT + 5)]), tie_wins=True, retention=FOREVER)
     statements: list[bytes] = []
 
-    def come_in_between(params: dict[str, Any], **_: Any) -> None:
-        if b"UPDATE" in params["body"]:
-            statements.append(params["body"])
+    def come_in_between(request: AWSPreparedRequest, **_: Any) -> None:
+        if b"UPDATE" in request.body:
+            statements.append(request.body)
         if len(statements) == 1:
             with DynamoDbStore(url(local)) as other:
                 later = make_batch([Row(b"k", 5, version=AT + 6, payload=b"later")])
                 other.merge("view", later, tie_wins=True, retention=FOREVER)
 
-    store.client.api.meta.events.register_last("before-call.dynamodb", come_in_between)
+    store.client.api.meta.events.register("before-send.dynamodb", come_in_between)
     older = make_batch([Row(b"k", 4, version=AT + 2, payload=b"older")], floor=AT + 2)
 
     assert store.replace("view", older, at=AT + 2, retention=FOREVER).tolist() == [STALE]
@@ -238,7 +238,7 @@ def test_tables_are_made_by_setup_alone_and_only_once(local: DynamoDbLocal) -> N
     assert table["ProvisionedThroughput"]["WriteCapacityUnits"] == 7
     with DynamoDbStore(url(local, "&table=shared")) as shared:
         local.client.create_table(
-            TableName="fs.features",
+            TableName="fs-features",
             KeySchema=[{"AttributeName": "k", "KeyType": "HASH"}],
             AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "S"}],
             BillingMode="PAY_PER_REQUEST",
@@ -254,13 +254,14 @@ def requests_of(store: DynamoDbStore) -> dict[str, int]:
     """What is sent from now on, by operation and kind of statement."""
     counts: dict[str, int] = {}
 
-    def count(params: Any, model: Any, **_: Any) -> None:
+    def count(request: AWSPreparedRequest, event_name: str, **_: Any) -> None:
         kinds = {b"INSERT": b'"INSERT', b"UPDATE": b'"UPDATE'}
         for kind, text in kinds.items():
-            counts[kind.decode()] = counts.get(kind.decode(), 0) + params["body"].count(text)
-        counts[model.name] = counts.get(model.name, 0) + 1
+            counts[kind.decode()] = counts.get(kind.decode(), 0) + request.body.count(text)
+        operation = event_name.rpartition(".")[2]
+        counts[operation] = counts.get(operation, 0) + 1
 
-    store.client.api.meta.events.register_last("before-call.dynamodb", count)
+    store.client.api.meta.events.register("before-send.dynamodb", count)
     return counts
 
 

@@ -284,6 +284,9 @@ def _check_table(target: Target, *, as_json: bool) -> None:
 
 
 def _check_store(target: Target, *, as_json: bool) -> None:
+    from materialize import watermark
+
+    watermark.read(target.store, target.view.name)  # a table of the view's own may be missing
     print_facts({**target.names, "check": "online store", **target.store.describe()}, as_json=as_json)
 
 

@@ -3,7 +3,7 @@
 | connection type | as an online store |
 |---|---|
 | ``redis`` | ``redis://``; ``rediss://`` when extra ``ssl`` is true, ``redis+cluster://`` when extra ``cluster`` is true; the database is extra ``db`` or the schema; the other extras become the query |
-| ``aws`` | ``dynamodb://KEY:SECRET@REGION?endpoint_url=...`` |
+| ``aws`` | ``dynamodb://KEY:SECRET@REGION/PREFIX?endpoint_url=...``; prefix and options (docs/dynamodb.md) are extras |
 
 As the source of a feature view: ``aws``, or any type whose extra has ``storage_options``, a mapping that is passed on.
 A URL of one of our own schemes, given as text in the place of a connection, is taken as it is.
@@ -38,6 +38,8 @@ AWS_OPTIONS = {
     "endpoint_url": "AWS_ENDPOINT_URL",
     "role_arn": "AWS_IAM_ROLE_ARN",
 }
+#: What else an AWS connection may say of an online store (materialize.online.dynamodb.address).
+DYNAMODB_OPTIONS = ("table", "share", "write_units", "requests", "consistent", "timeout")
 
 
 class AirflowConnection(Protocol):
@@ -94,8 +96,10 @@ def store_url(connection: str | AirflowConnection) -> str:
     if parts.kind == "aws":
         options = _aws(parts, "dynamodb")
         account = _account(options.pop("key", ""), options.pop("secret", ""))
-        region = options.pop("region_name", "")
-        return f"dynamodb://{account}{region}" + (f"?{urlencode(options)}" if options else "")
+        region, prefix = options.pop("region_name", ""), parts.extra.get("prefix", "")
+        options |= {name: str(parts.extra[name]) for name in DYNAMODB_OPTIONS if name in parts.extra}
+        address = f"{region}/{prefix}" if prefix else region
+        return f"dynamodb://{account}{address}" + (f"?{urlencode(options)}" if options else "")
     raise ValueError(f"expected a connection of type redis or aws, found the type {parts.kind!r}")
 
 

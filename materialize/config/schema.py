@@ -7,7 +7,7 @@ import re
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PlainValidator, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, ValidationError
 
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
@@ -47,10 +47,15 @@ def _feature_type(value: object) -> FeatureType:
 
 Text = Annotated[str, Field(min_length=1)]
 Duration = Annotated[timedelta, PlainValidator(_duration)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_ .-]{0,127}$")]
-FEATURE_NAME_RULE = "a feature name of at most 128 letters, digits, '_', ' ', '.' and '-', a letter or '_' first"
-#: What an item of a list is, for messages.
-ITEMS = {"join_keys": "a column name", "online_stores": "the name of an online store"}
+#: What a key of a mapping is, for messages.
+NAMES = {
+    "features": "a feature name of at most 128 letters, digits, '_', ' ', '.' and '-', a letter or '_' first",
+    "tags": "a tag's name",
+}
+#: What an item of a list or of a mapping is, for messages.
+ITEMS = {"join_keys": "a column name", "online_stores": "the name of an online store", "tags": "a tag's text"}
 
 
 class Keys(BaseModel):
@@ -98,11 +103,9 @@ class TableKeys(Keys):
 class PriceKeys(Keys):
     as_of: date = Field(description="the day of the price list, such as 2026-11-01")
     currency: Text = Field(description="a currency such as USD")
-    million_write_units: NonNegativeFloat = Field(description="the price of a million write units, such as 0.625")
-    million_read_units: NonNegativeFloat = Field(description="the price of a million read units, such as 0.125")
-    bulk_gigabyte: NonNegativeFloat | None = Field(
-        None, description="the price of a gigabyte of bulk-load, such as 0.15"
-    )
+    million_write_units: Price = Field(description="the price of a million write units, such as 0.625")
+    million_read_units: Price = Field(description="the price of a million read units, such as 0.125")
+    bulk_gigabyte: Price | None = Field(None, description="the price of a gigabyte of bulk-load, such as 0.15")
 
 
 def _keys(document: Document, keys: type[Keys], data: Any, parent: Loc = ()) -> Any:
@@ -122,7 +125,7 @@ def _add_shape(document: Document, keys: type[Keys], loc: Loc, depth: int, found
     if found["type"] in {"extra_forbidden", "invalid_key"}:
         document.add(loc, f"unknown key, expected {one_of(keys.model_fields, key)}")
     elif loc[-1] == "[key]":
-        document.expected(loc[:-1], FEATURE_NAME_RULE, found["input"])
+        document.expected(loc[:-1], NAMES[key], found["input"])
     elif "error" in found.get("ctx", {}):
         document.expected(loc, str(found["ctx"]["error"]), found["input"])
     else:
@@ -215,7 +218,8 @@ def _settings(document: Document, keys: StoreKeys, name: str) -> tuple[TableSett
         found = _keys(document, of, data, (name, given))
         if isinstance(found, TableKeys):
             if (found.write_units is None) != (found.read_units is None):
-                document.add((name, given), "expected either both write_units and read_units or none, found one")
+                lacking = "write_units" if found.write_units is None else "read_units"
+                document.add((name, given), f"expected both write_units and read_units or neither, found no {lacking}")
             tables = TableSettings(**dict(found))
         elif isinstance(found, PriceKeys):
             prices = Prices(**dict(found))

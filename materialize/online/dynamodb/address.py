@@ -2,7 +2,7 @@
 
 | option | what | default |
 |---|---|---|
-| ``table`` | ``per_view``: a table ``PREFIX.VIEW`` each; ``shared``: one table ``PREFIX.features`` for all | ``per_view`` |
+| ``table`` | ``per_view``: a table ``PREFIX.VIEW`` each; ``shared``: one table ``PREFIX-features`` for all | ``per_view`` |
 | ``share`` | how much of a table's write capacity a run may use, over 0 to 1 | 0.5 |
 | ``write_units`` | write units a second, instead of a share | |
 | ``requests`` | requests at once | 8 |
@@ -17,18 +17,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from materialize.errors import ConfigError
-from materialize.model import mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = ["Address"]
 
-#: Table names have these characters only, 3 to 255 of them.
-NAME = r"[A-Za-z0-9_.-]{1,100}"
+#: Table names have these characters only, 3 to 255 of them; the dot is what ends a prefix.
+PREFIX = r"[A-Za-z0-9_-]{1,100}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +50,37 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        parts = urlsplit(url)
-        subject = f"online store {mask_credentials(url)}"
-        account, _, region = parts.netloc.rpartition("@")
-        key, _, secret = account.partition(":")
-        options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if unknown := sorted(options.keys() - CHECKS.keys() - {"aws_session_token"}):
-            raise ConfigError(f"{subject}: found the options {', '.join(unknown)}, expected {', '.join(CHECKS)}")
-        for name, value in options.items():
-            shape, expected = CHECKS.get(name, (".+", ""))
-            if not re.fullmatch(shape, value):
-                raise ConfigError(f"{subject}: found another {name} than expected, which is {expected}")
-        prefix = parts.path.strip("/") or "fs"
-        if not re.fullmatch(r"[a-z0-9-]+", region) or not re.fullmatch(NAME, prefix):
+        account, _, rest = url.removeprefix("dynamodb://").rpartition("@")
+        subject = f"online store dynamodb://{'***@' * bool(account)}{rest.partition('?')[0]}"
+        shape = re.fullmatch(r"dynamodb://(?:([^/?#@:]*):([^/?#@]*)@)?([a-z0-9-]+)/?([^/?#@:]*)/?(?:\?([^#]*))?", url)
+        if shape is None or not re.fullmatch(PREFIX, shape[4] or "fs"):
             raise ConfigError(
-                f"{subject}: expected dynamodb://REGION/PREFIX such as dynamodb://eu-central-1/fs, the prefix of letters, digits, '_', '-' and '.'"
+                f"{subject}: found another form than expected, which is dynamodb://[KEY:SECRET@]REGION/PREFIX such as "
+                "dynamodb://eu-central-1/fs, the prefix of letters, digits, '_' and '-', special characters of key and secret percent-encoded"
             )
+        key, secret, region, prefix, query = shape.groups()
+        pairs = parse_qsl(query or "", keep_blank_values=True)
+        options = dict(pairs)
+        if unknown := [name for name in options if name not in CHECKS]:
+            named = [name for name in unknown if re.fullmatch(r"[a-z_]{1,30}", name)]
+            raise ConfigError(
+                f"{subject}: found unknown options{': ' * bool(named)}{', '.join(named)}, expected {', '.join(CHECKS)}"
+            )
+        wrong = [name for name, value in options.items() if not re.fullmatch(CHECKS[name][0], value)]
+        if wrong:
+            expected = "; ".join(f"{name}: expected {CHECKS[name][1]}" for name in wrong)
+            raise ConfigError(f"{subject}: {expected}, found something else")
+        if len(options) < len(pairs) or {"share", "write_units"} <= options.keys():
+            raise ConfigError(f"{subject}: expected each option once, and one of share and write_units, found more")
+        if bool(key) != bool(secret) or ("aws_session_token" in options and not key):
+            raise ConfigError(f"{subject}: expected a key and its secret, or neither and no token, found one alone")
         given = {name: convert(options[name]) for name, convert in CONVERTED.items() if name in options}
         return cls(
             region=region,
-            prefix=prefix,
+            prefix=prefix or "fs",
             shared=options.get("table") == "shared",
-            key=unquote(key) or None,
-            secret=unquote(secret) or None,
+            key=unquote(key or "") or None,
+            secret=unquote(secret or "") or None,
             session_token=options.get("aws_session_token"),
             **given,
         )
@@ -81,24 +88,28 @@ class Address:
     @property
     def location(self) -> str:
         """For messages."""
-        beside = f" at {mask_credentials(self.endpoint_url)}" if self.endpoint_url else ""
+        beside = f" at {self.endpoint_url}" if self.endpoint_url else ""
         return f"dynamodb://{self.region}/{self.prefix}{beside}"
 
     def table(self, view: str) -> str:
-        """The table that holds *view*."""
-        return f"{self.prefix}.features" if self.shared else f"{self.prefix}.{view}"
+        """The table that holds *view*. No view is called so that its table could be the shared one."""
+        return f"{self.prefix}-features" if self.shared else f"{self.prefix}.{view}"
 
 
 #: What an option may be, and that in words.
 CHECKS = {
     "table": ("per_view|shared", "per_view or shared"),
     "share": (r"0?\.\d*[1-9]\d*|1(\.0*)?", "over 0 to 1, such as 0.5"),
-    "write_units": (r"[1-9]\d{0,8}", "a whole number of write units a second"),
+    "write_units": (r"[1-9]\d{0,8}", "a whole number of write units a second, from 1"),
     "requests": (r"[1-9]\d{0,2}", "1 to 999 requests at once"),
     "consistent": ("true|false", "true or false"),
-    "timeout": (r"(?=.*[1-9])\d{1,4}(\.\d+)?", "seconds above 0 such as 5 or 0.5"),
-    "endpoint_url": (r"https?://.+", "the address of a server, http:// or https://"),
+    "timeout": (r"(?=.*[1-9])\d{0,4}(\.\d+)?", "seconds above 0 such as 5 or 0.5"),
+    "endpoint_url": (
+        r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?(/[A-Za-z0-9._/-]*)?",
+        "the address of a server such as http://localhost:8000, without an account",
+    ),
     "role_arn": (r"arn:.+", "the ARN of a role"),
+    "aws_session_token": (r".+", "a token"),
 }
 #: Options that are fields of an `Address` by the same name.
 CONVERTED: dict[str, Callable[[str], Any]] = {

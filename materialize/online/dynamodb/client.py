@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore
 from botocore import exceptions as driver
 from botocore.config import Config
 from botocore.credentials import AssumeRoleCredentialFetcher, DeferredRefreshableCredentials
@@ -32,11 +35,13 @@ ATTEMPTS = 4
 #: HTTP statuses from here on are the server's own errors.
 SERVER_ERROR = 500
 EXPIRED = frozenset(("ExpiredToken", "RequestExpired"))
-#: What botocore looks at before it would serialize a body.
-EMPTY: dict[str, dict[str, Any]] = {
+#: What botocore wants to be given before it makes a request.
+NOTHING: dict[str, dict[str, Any]] = {
     "batch_execute_statement": {"Statements": []},
     "batch_get_item": {"RequestItems": {}},
 }
+#: HTTP statuses below this one are answers.
+REFUSED = 300
 
 
 class Client:
@@ -44,9 +49,10 @@ class Client:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._made: DynamoDBClient | None = None
-        self._ready = threading.local()
+        self._under_way = threading.BoundedSemaphore(address.requests)
+        self._requests: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     @property
     def api(self) -> DynamoDBClient:
@@ -55,30 +61,55 @@ class Client:
                 self._made = self._make()
             return self._made
 
-    def s3(self) -> S3Client:
-        """A client of S3 with the same credentials; the caller closes it."""
-        return self._session().client("s3", config=self._config(parameter_validation=True))
-
     def call(self, operation: str, body: bytes) -> dict[str, Any]:
-        """The answer to *operation* (as boto3 names it) with *body*, which is DynamoDB's JSON. Raises what botocore raises."""
-        self._ready.body = body
-        try:
-            found: dict[str, Any] = getattr(self.api, operation)(**EMPTY[operation])
-        finally:
-            self._ready.body = None
-        return found
+        """The answer to *operation* (as boto3 names it) with *body*, which is DynamoDB's JSON. Raises what botocore raises.
+
+        botocore makes the request once, and then again and again only signs it with another body, sends, retries and reads it: that
+        is two thirds of its time for a request of 25 statements (0.52 of 0.80 ms, Python 3.11, one core).
+        """
+        model, request = self._requests.get(operation) or self._request(operation)
+        own = {"headers": dict(request["headers"]), "context": dict(request["context"]), "body": body}
+        with self._under_way:
+            http, found = self.api._endpoint.make_request(model, request | own)  # type: ignore[attr-defined]  # noqa: SLF001
+        if http.status_code >= REFUSED:
+            raise driver.ClientError(found, operation)
+        answer: dict[str, Any] = found
+        return answer
+
+    def _request(self, operation: str) -> tuple[Any, dict[str, Any]]:
+        """How botocore asks for *operation*: its model and the request without a body. Sends nothing."""
+        found: list[tuple[Any, dict[str, Any]]] = []
+
+        def keep(model: Any, params: dict[str, Any], **_: object) -> tuple[Any, dict[str, Any]]:
+            found.append((model, params))
+            return SimpleNamespace(status_code=200), {}
+
+        with self._lock:
+            events: Any = self.api.meta.events
+            events.register_first("before-call.dynamodb", keep)
+            try:
+                getattr(self.api, operation)(**NOTHING[operation])
+            finally:
+                events.unregister("before-call.dynamodb", keep)
+            self._requests[operation] = found[0]
+        return found[0]
 
     def close(self) -> None:
         with self._lock:
+            self._requests.clear()
             if self._made is not None:
                 self._made.close()
                 self._made = None
 
+    def s3(self) -> S3Client:
+        """A client of S3 with the same credentials; the caller closes it."""
+        return self._session().client("s3", config=self._config(parameter_validation=True))
+
     def _make(self) -> DynamoDBClient:
+        # its DEBUG lines have whole requests: tokens, keys of entities and values
+        logging.getLogger("botocore").setLevel(logging.INFO)
         config = self._config(parameter_validation=False)
-        client = self._session().client("dynamodb", endpoint_url=self.address.endpoint_url, config=config)
-        client.meta.events.register("before-call.dynamodb", self._put_body)
-        return client
+        return self._session().client("dynamodb", endpoint_url=self.address.endpoint_url, config=config)
 
     def _session(self) -> boto3.Session:
         address = self.address
@@ -92,13 +123,9 @@ class Client:
             read_timeout=self.address.timeout,
             max_pool_connections=self.address.requests + 2,
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            user_agent_extra="materialize",
+            # a whole one: botocore else composes its own, twice for each request, in 5 % of the request's time
+            user_agent=f"Boto3/{boto3.__version__} Botocore/{botocore.__version__} materialize",
         )
-
-    def _put_body(self, params: dict[str, Any], **_: object) -> None:
-        body = getattr(self._ready, "body", None)
-        if body is not None:
-            params["body"] = body
 
     @contextmanager
     def translated(self, doing: str, view: str) -> Iterator[None]:
@@ -113,7 +140,9 @@ class Client:
                 f"{what}: {error}. Nothing was written. Give credentials by boto3's own means (environment, profile, role), or an Airflow connection."
             ) from None
         except (driver.HTTPClientError, driver.ConnectionError) as error:
-            raise UnavailableError(f"{what}: {error} (waited at most {self.address.timeout:g} s)") from None
+            raise UnavailableError(
+                f"{what}: {error} ({ATTEMPTS} attempts of at most {self.address.timeout:g} s each)"
+            ) from None
         except driver.BotoCoreError as error:
             raise OnlineStoreError(f"{what}: {error}. Running again is harmless.") from None
 
@@ -128,7 +157,7 @@ def _in_role(session: boto3.Session, role_arn: str) -> boto3.Session:
 
 def _translated(error: driver.ClientError, what: str, table: str, view: str) -> OnlineStoreError:
     told, text = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
-    found, code = f"{what}: {told}: {text.partition(chr(10))[0]}", told.removesuffix("Exception")
+    found, code = f"{what}: {told}: {text.partition(chr(10))[0].rstrip('.')}", told.removesuffix("Exception")
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     if code in THROTTLES or status >= SERVER_ERROR:
         return UnavailableError(found)

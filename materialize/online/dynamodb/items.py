@@ -69,27 +69,36 @@ Columns = dict[str, "pa.BinaryArray | bytes"]
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """One JSON text per row, in one buffer: row i is ``data[ends[i]:ends[i + 1]]``."""
+    """One JSON text per row, each with a comma behind it, in one buffer: row i is ``data[ends[i]:ends[i + 1]]``."""
 
     data: memoryview
     ends: npt.NDArray[np.int64]
 
     def __getitem__(self, row: int) -> memoryview:
-        return self.data[self.ends[row] : self.ends[row + 1]]
+        return self.slice(range(row, row + 1))
+
+    def slice(self, rows: range) -> memoryview:
+        """The texts of *rows*, without the last comma."""
+        return self.data[self.ends[rows.start] : self.ends[rows.stop] - 1]
+
+    def within(self, start: int, size: int) -> int:
+        """How many rows from *start* on begin within *size* bytes."""
+        return int(np.searchsorted(self.ends[start:-1], self.ends[start] + size))
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A PartiQL statement: its text and the attributes that its parameters are, in order."""
+    """A PartiQL statement: its text and the attributes that its parameters are, in order. ``tells``: what is there, if that refuses it."""
 
     text: str
     parameters: tuple[str, ...]
+    tells: bool
 
     @classmethod
     def insert(cls, table: str, attributes: Sequence[str]) -> Statement:
         """Store an item that is not there; else DuplicateItem."""
         shape = ", ".join(f"'{name}': ?" for name in attributes)
-        return cls(f'INSERT INTO "{table}" VALUE {{{shape}}}', tuple(attributes))
+        return cls(f'INSERT INTO "{table}" VALUE {{{shape}}}', tuple(attributes), tells=False)
 
     @classmethod
     def update(
@@ -113,12 +122,12 @@ class Statement:
                 " AND ".join([*(f"{name}=?" for name in keys), where]),
             ]
         )
-        return cls(text, (*sets, *keys, *named))
+        return cls(text, (*sets, *keys, *named), tells=True)
 
     def frames(self, of: Columns) -> Frames:
         """One statement per row, as requests hold it."""
         values = [part for name in self.parameters for part in (of[name], b",")][:-1]
-        return _joined([self._head(), *values, self._tail()])
+        return _joined([self._head(), *values, self._tail() + b","])
 
     def frame(self, of: Mapping[str, bytes]) -> bytes:
         """One statement for one row."""
@@ -128,7 +137,7 @@ class Statement:
         return b'{"Statement":' + json.dumps(self.text).encode() + b',"Parameters":['
 
     def _tail(self) -> bytes:
-        return b'],"ReturnValuesOnConditionCheckFailure":"ALL_OLD"}'
+        return b'],"ReturnValuesOnConditionCheckFailure":"ALL_OLD"}' if self.tells else b"]}"
 
 
 def columns(batch: EncodedBatch, view: str, retention: Retention) -> Columns:
@@ -200,8 +209,6 @@ def values_of(record: Record, expires: int | None) -> dict[str, Any]:
 def _joined(parts: Sequence[pa.BinaryArray | bytes]) -> Frames:
     texts = [pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in parts]
     rows = next(len(part) for part in parts if not isinstance(part, bytes))
-    if not rows:
-        return Frames(memoryview(b""), np.zeros(1, dtype=np.int64))
     joined = pc.binary_join_element_wise(*texts, pa.scalar(b"", pa.binary()))
     _, ends, data = joined.buffers()
     found = np.frombuffer(ends, dtype=np.int32, count=rows + 1).astype(np.int64)

@@ -1,23 +1,25 @@
-"""One batch on its way into a table: rows in, statements out, outcomes in the end. No I/O.
+"""One batch on its way into a table: rows in, statements out, outcomes in the end. No I/O, and one thread at a time.
 
 Each row begins as an INSERT, an UPDATE under the order rule's condition, or a read, whichever costs least by what the rows before it
-met; the first ones are read. Where DynamoDB refuses a statement it says what it holds; the rule in Python (`materialize.order`) then says whether the row is
-done, and if not, the next statement holds only for exactly that item.
+met; the first ones are read. Where DynamoDB refuses a statement it says what it holds; the rule in Python (`materialize.order`) then says
+whether the row is done, and if not, the next statement holds only for exactly that item. Rows that are taken at once, which is the
+rule, pass as slices of the batch; only refused ones are looked at one by one.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from dataclasses import dataclass, replace as altered
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from botocore.exceptions import ClientError
 
 from materialize import order
-from materialize.online.base import unpack_order
+from materialize.online.base import EncodedBatch, unpack_order
 from materialize.online.dynamodb.client import THROTTLES
 from materialize.online.dynamodb.items import (
     CREATED,
@@ -42,9 +44,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from materialize.model import Retention
-    from materialize.online.base import EncodedBatch
+    from materialize.online.base import Outcomes
 
-__all__ = ["AGAIN", "Attempt", "Load", "Rule"]
+__all__ = ["AGAIN", "READS", "Load", "Rule", "Writes"]
 
 #: Statements per request (BatchExecuteStatement's own limit), and bytes, far below the 16 MB of a request.
 STATEMENTS, STATEMENT_BYTES = 25, 4 * 2**20
@@ -54,7 +56,7 @@ READS = 100
 READ_COST = 0.2
 #: Errors of a statement after which it is sent again as it is.
 AGAIN = THROTTLES | {"InternalServerError", "TransactionConflict"}
-
+NO_ROWS = range(0)
 
 Way = Literal["insert", "update", "read"]
 
@@ -90,18 +92,13 @@ class Rule:
 class Met:
     """What the rows of a batch met so far, and so how the next ones should begin."""
 
-    absent: float = 0.0
-    changed: float = 0.0
-    kept: float = 0.0
+    absent: int = 0
+    changed: int = 0
+    kept: int = 0
 
     @property
-    def rows(self) -> float:
+    def rows(self) -> int:
         return self.absent + self.changed + self.kept
-
-    def add(self, *, absent: bool = False, changed: bool = False) -> None:
-        self.absent += absent
-        self.changed += changed
-        self.kept += not (absent or changed)
 
     @property
     def cheapest(self) -> Way:
@@ -113,8 +110,7 @@ class Met:
         return min(costs, key=lambda way: costs[way])
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One statement for one row. ``outcome``: the row's, if it holds. ``again``: one like it may have been done, unanswered."""
 
     row: int
@@ -124,53 +120,82 @@ class Attempt:
     again: bool = False
 
 
-class Load:
-    """The rows of one batch. ``outcomes``: uint8, by row; all are known when it is `done`. ``counts``: refusals, by error code.
+class Writes(NamedTuple):
+    """One request: statements of rows that were refused before, then those of *fresh* rows, which all begin the same *way*."""
 
-    Rows go out in no order, so that no partition of the table is hit by a run of neighbours.
+    attempts: list[Attempt]
+    fresh: range
+    way: Way
+    body: bytes
+    units: float
+
+
+class Load:
+    """The rows of one batch. ``left``: how many are not settled. ``counts``: refusals, by error code.
+
+    Rows go out in no order, so that no partition of the table is hit by a run of neighbours: the batch is shuffled first.
     """
 
     def __init__(
         self, batch: EncodedBatch, view: str, table: str, keys: Sequence[str], rule: Rule, retention: Retention
     ) -> None:
-        self.batch, self.table, self.keys, self.rule, self.retention = batch, table, keys, rule, retention
-        self.met = Met()
-        self.columns = columns(batch, view, retention)
-        self.units = -(-item_bytes(batch) // UNIT_BYTES)
-        self.outcomes = np.zeros(len(batch.keys), dtype=np.uint8)
+        self.view, self.table, self.keys, self.rule, self.retention = view, table, keys, rule, retention
+        self.shuffled = np.random.default_rng().permutation(len(batch.keys))
+        self.batch = _taken(batch, self.shuffled)
+        self.columns = columns(self.batch, view, retention)
+        self.units = -(-item_bytes(self.batch) // UNIT_BYTES)
         self.left = len(batch.keys)
-        self.fresh = deque(np.random.default_rng().permutation(self.left).tolist())
-        self.waiting: deque[Attempt] = deque()
+        self.met = Met()
         self.counts: Counter[str] = Counter()
-        self.probing = False
-        self._met_before = np.zeros(self.left, dtype=np.bool_)
+        self._fresh = range(self.left)
+        self._waiting: deque[Attempt] = deque()
+        self._probing = False
+        self._met_before = bytearray(self.left)
+        self._settled = np.zeros(self.left, dtype=np.uint8)
 
     @property
-    def done(self) -> bool:
-        return self.left == 0
+    def outcomes(self) -> Outcomes:
+        """uint8, by row of the batch as it came; all are known when none is left."""
+        found = np.empty_like(self._settled)
+        found[self.shuffled] = self._settled
+        return found
 
-    def take_reads(self) -> list[int]:
+    # --- what goes out ---
+
+    def take_reads(self) -> range:
         """The rows that the next request reads; empty when something else comes first."""
-        if self.met.cheapest != "read" or len(self.waiting) >= STATEMENTS or (self.probing and not self.met.rows):
-            return []
-        self.probing = True
-        return [self.fresh.popleft() for _ in range(min(READS, len(self.fresh)))]
+        if self.met.cheapest != "read" or len(self._waiting) >= STATEMENTS or (self._probing and not self.met.rows):
+            return NO_ROWS
+        self._probing = True
+        return self._take(READS)
 
-    def take_statements(self, *, alone: bool) -> list[Attempt]:
+    def take_writes(self, *, alone: bool) -> Writes | None:
         """What the next request writes. *alone*: no request is under way; else one that would not be full waits for more."""
-        way, attempts, size = self.met.cheapest, list[Attempt](), 0
-        while len(attempts) < STATEMENTS and size < STATEMENT_BYTES:
-            if self.waiting:
-                attempts.append(self.waiting.popleft())
-            elif self.fresh and way != "read":
-                attempts.append(self._first(self.fresh.popleft(), way))
-            elif alone:
-                return attempts
-            else:
-                self.waiting.extendleft(reversed(attempts))
-                return []
+        attempts, size = list[Attempt](), 0
+        while self._waiting and len(attempts) < STATEMENTS and size < STATEMENT_BYTES:
+            attempts.append(self._waiting.popleft())
             size += len(attempts[-1].text)
-        return attempts
+        way, fresh, texts = self.met.cheapest, NO_ROWS, [attempt.text for attempt in attempts]
+        if way != "read" and self._fresh and size < STATEMENT_BYTES:
+            frames = self._inserts if way == "insert" else self._updates
+            fits = frames.within(self._fresh.start, STATEMENT_BYTES - size)
+            fresh = self._take(min(STATEMENTS - len(attempts), fits))
+            if fresh:
+                texts.append(frames.slice(fresh))
+                size += len(texts[-1])
+        full = len(attempts) + len(fresh) == STATEMENTS or size >= STATEMENT_BYTES
+        if not texts or not (full or alone):
+            self._waiting.extendleft(reversed(attempts))
+            self._fresh = range(self._fresh.start - len(fresh), self._fresh.stop)
+            return None
+        units = self.units[fresh.start : fresh.stop].sum() + sum(self.units[attempt.row] for attempt in attempts)
+        return Writes(attempts, fresh, way, b'{"Statements":[%b]}' % b",".join(texts), float(units))
+
+    def _take(self, most: int) -> range:
+        rows, self._fresh = self._fresh[:most], self._fresh[most:]
+        return rows
+
+    # --- what comes back ---
 
     def met_by_reading(self, rows: Sequence[int], items: Mapping[str, Mapping[str, Any]]) -> None:
         """What rows met: *items* by entity key, as boto3 gives them."""
@@ -178,34 +203,46 @@ class Load:
             item = items.get(self.key(row))
             if item is None:
                 self._meets(row, absent=True)
-                self.waiting.append(self._first(row, "insert"))
+                self._waiting.append(self._first(row, "insert"))
                 continue
             stored = stored_order(item)
             outcome, after = self._decided(row, stored)
             self._meets(row, changed=after is not None)
             if after is None:
-                self._settled(row, outcome)
+                self._settle(row, outcome)
             elif after.version == self.batch.version[row]:
-                self.waiting.append(self._first(row, "update"))
+                self._waiting.append(self._first(row, "update"))
             else:  # another record than an UPDATE by the rule's condition can bring about
-                self.waiting.append(Attempt(row, "exactly", self._exactly(row, stored, after), outcome))
+                self._waiting.append(Attempt(row, "exactly", self._exactly(row, stored, after), outcome))
 
-    def met_by_writing(
-        self, attempts: Sequence[Attempt], errors: Sequence[Mapping[str, Any] | None], *, resent: bool
-    ) -> None:
+    def met_by_writing(self, writes: Writes, errors: Sequence[Mapping[str, Any] | None], *, resent: bool) -> None:
         """What statements met, each None or the error of boto3's answer. *resent*: the request went out more than once.
 
         Raises botocore's ClientError for an error that no other attempt can change.
         """
-        for attempt, error in zip(attempts, errors, strict=True):
+        attempts, fresh = writes.attempts, writes.fresh
+        taken = sum(error is None for error in errors[len(attempts) :])
+        if writes.way == "insert":
+            self.met.absent += taken
+        else:
+            self.met.changed += taken
+        if taken == len(fresh):
+            self._settled[fresh.start : fresh.stop] = WRITTEN
+            self.left -= taken
+        else:
+            attempts = [*attempts, *(self._first(row, writes.way) for row in fresh)]
+            self._met_before[fresh.start : fresh.stop] = bytes(
+                error is None for error in errors[len(writes.attempts) :]
+            )
+        for attempt, error in zip(attempts, errors, strict=False):
             if error is None:
                 self._meets(attempt.row, absent=attempt.kind == "insert", changed=attempt.kind != "insert")
-                self._settled(attempt.row, attempt.outcome)
+                self._settle(attempt.row, attempt.outcome)
                 continue
             code = str(error["Code"]).removesuffix("Exception")
             self.counts[code] += 1
             if code in AGAIN:
-                self.waiting.append(altered(attempt, again=attempt.again or resent or code not in THROTTLES))
+                self._waiting.append(attempt._replace(again=attempt.again or resent or code not in THROTTLES))
             elif code in {"DuplicateItem", "ConditionalCheckFailed"}:
                 self._refused(attempt, error.get("Item"), again=attempt.again or resent)
             else:
@@ -218,26 +255,28 @@ class Load:
         if item is None:
             if attempt.kind != "insert":
                 self._meets(row, absent=True)
-            self.waiting.append(self._first(row, "update" if attempt.kind == "insert" else "insert", again=again))
+            self._waiting.append(self._first(row, "update" if attempt.kind == "insert" else "insert", again=again))
             return
         stored = stored_order(item)
         outcome, after = self._decided(row, stored)
         self._meets(row, changed=after is not None)
         if after is not None:
-            self.waiting.append(Attempt(row, "exactly", self._exactly(row, stored, after), outcome))
+            self._waiting.append(Attempt(row, "exactly", self._exactly(row, stored, after), outcome))
         elif again and record_of(item) == self._record(row):
-            self._settled(row, WRITTEN)  # by a statement whose answer was lost
+            self._settle(row, WRITTEN)  # by a statement whose answer was lost
         else:
-            self._settled(row, outcome)
+            self._settle(row, outcome)
 
     def _meets(self, row: int, *, absent: bool = False, changed: bool = False) -> None:
         """What the row met at first; later attempts say nothing about the rows to come."""
         if not self._met_before[row]:
             self._met_before[row] = True
-            self.met.add(absent=absent, changed=changed)
+            self.met.absent += absent
+            self.met.changed += changed
+            self.met.kept += not (absent or changed)
 
-    def _settled(self, row: int, outcome: int) -> None:
-        self.outcomes[row] = outcome
+    def _settle(self, row: int, outcome: int) -> None:
+        self._settled[row] = outcome
         self.left -= 1
 
     def _decided(self, row: int, stored: Record) -> tuple[int, Record | None]:
@@ -284,3 +323,16 @@ class Load:
     def key(self, row: int) -> str:
         key: bytes = self.batch.keys[row].as_py()
         return key.decode()
+
+
+def _taken(batch: EncodedBatch, rows: Any) -> EncodedBatch:
+    """The *rows* of a batch, in their order."""
+    chosen = pa.array(rows)
+    return EncodedBatch(
+        keys=batch.keys.take(chosen),
+        values=batch.values.take(chosen),
+        event_us=batch.event_us[rows],
+        created_us=batch.created_us[rows],
+        version=batch.version[rows],
+        tombstone=batch.tombstone,
+    )

@@ -21,11 +21,15 @@ FASTER, SLOWEST = 0.05, 0.01
 BURST = 1.0
 #: Seconds of the first pause after a throttle; doubles with each throttle in a row, with full jitter, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 5.0
+MOST_DOUBLINGS = 10
 
 
 @dataclass(slots=True)
 class Pace:
-    """Holds writers of one table to ``full`` write units a second, or less. Safe to use from several threads."""
+    """Holds writers of one table to ``full`` write units a second, or less. Safe to use from several threads.
+
+    ``threads``: how many of them the last load found worth having.
+    """
 
     full: float
     clock: Callable[[], float] = time.monotonic
@@ -33,6 +37,7 @@ class Pace:
     jitter: Callable[[], float] = random.random
     rate: float = field(init=False)
     throttles: int = 0
+    threads: int = 1
     held_back: float = 0.0
     _tokens: float = field(init=False)
     _at: float = field(init=False)
@@ -54,12 +59,12 @@ class Pace:
             self.sleep(wait)
 
     def succeeded(self) -> None:
-        """A request was taken whole."""
+        """A request was taken, most of it at least."""
         with self._lock:
             self._in_a_row = 0
 
     def throttled(self) -> None:
-        """The store refused for want of capacity: go slower, and pause."""
+        """The store refused some of a request for want of capacity: go slower, and pause."""
         with self._lock:
             self._refill()
             self.throttles += 1
@@ -67,7 +72,7 @@ class Pace:
             if self._at - self._slowed >= ONCE_IN:
                 self.rate, self._slowed = max(self.rate * SLOWER, self.full * SLOWEST), self._at
                 self._tokens = min(self._tokens, 0.0)
-            pause = self.jitter() * min(FIRST_PAUSE * 2 ** (self._in_a_row - 1), LONGEST_PAUSE)
+            pause = self.jitter() * min(FIRST_PAUSE * 2 ** min(self._in_a_row - 1, MOST_DOUBLINGS), LONGEST_PAUSE)
             self.held_back += pause
         self.sleep(pause)
 

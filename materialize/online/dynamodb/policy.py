@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from botocore.session import get_session
+
 if TYPE_CHECKING:
     from materialize.online.dynamodb.address import Address
 
@@ -45,14 +47,15 @@ ROLES = (*TABLES, "bulk")
 
 def policy(address: Address, role: str, *, bucket: str = "BUCKET") -> dict[str, Any]:
     """The policy document of *role*: ``reader`` (model servers), ``writer`` (runs), ``setup``, or ``bulk`` beside these two, with files in *bucket*."""
-    pattern = f"{address.prefix}.features" if address.shared else f"{address.prefix}.*"
-    tables = f"arn:aws:dynamodb:{address.region}:*:table/{pattern}"
+    aws = get_session().get_partition_for_region(address.region)
+    pattern = f"{address.prefix}-features" if address.shared else f"{address.prefix}.*"
+    tables = f"arn:{aws}:dynamodb:{address.region}:*:table/{pattern}"
     if role == "bulk":
         statements = [
             _allow("Operations", "dynamodb", BULK, [tables, f"{tables}/*"]),
-            _allow("Files", "s3", FILES, f"arn:aws:s3:::{bucket}/*"),
-            _allow("Bucket", "s3", ("ListBucket",), f"arn:aws:s3:::{bucket}"),
-            _allow("Logs", "logs", LOGS, f"arn:aws:logs:{address.region}:*:log-group:/aws-dynamodb/*"),
+            _allow("Files", "s3", FILES, f"arn:{aws}:s3:::{bucket}/*"),
+            _allow("Bucket", "s3", ("ListBucket",), f"arn:{aws}:s3:::{bucket}"),
+            _allow("Logs", "logs", LOGS, f"arn:{aws}:logs:{address.region}:*:log-group:/aws-dynamodb/*"),
         ]
     else:
         statements = [_allow("Tables", "dynamodb", TABLES[role], tables)]

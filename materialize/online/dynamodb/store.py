@@ -6,16 +6,15 @@ A table holds one item per entity (and view, in a shared table). Cells are items
 from __future__ import annotations
 
 import json
-import logging
 import random
+import re
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from botocore.exceptions import ClientError
 
 from materialize.errors import UnavailableError
 from materialize.model import TableSettings
@@ -23,25 +22,21 @@ from materialize.online.base import BulkStore, EncodedBatch, OnlineStore
 from materialize.online.dynamodb import tables
 from materialize.online.dynamodb.address import Address
 from materialize.online.dynamodb.bulk import BulkFiles
-from materialize.online.dynamodb.client import SERVER_ERROR, THROTTLES, Client
+from materialize.online.dynamodb.client import Client
 from materialize.online.dynamodb.cost import estimate
 from materialize.online.dynamodb.items import CELL, KEY, MAX_VALUE_BYTES, ORDER, RECORD, VIEW, cell_key, record_of
-from materialize.online.dynamodb.load import AGAIN, READS, Load, Rule
+from materialize.online.dynamodb.load import READS, Load, Rule
 from materialize.online.dynamodb.pace import Pace
+from materialize.online.dynamodb.sending import PATIENCE, send_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from materialize.model import FeatureView, Mode, Prices, Retention
     from materialize.online.base import Outcomes
-    from materialize.online.dynamodb.load import Attempt
 
 __all__ = ["DynamoDbStore"]
 
-log = logging.getLogger(__name__)
-
-#: Seconds without any progress until the table counts as unavailable.
-PATIENCE = 60.0
 #: Seconds of the first pause before keys are asked for again; doubles with each, with full jitter, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
 NO_SETTINGS = TableSettings()
@@ -50,8 +45,8 @@ NO_SETTINGS = TableSettings()
 class DynamoDbStore(OnlineStore):
     """*url*: see `materialize.online.dynamodb.address`. *settings*: of the tables that `setup` makes; no run makes one."""
 
-    #: The next batch is encoded while one is sent; how many requests are under way at once is the URL's ``requests``.
-    parallel_writes = 2
+    #: The next batch is encoded while one is sent; how many requests of it are under way at once is for `sending` to say.
+    parallel_writes = 1
     max_value_bytes = MAX_VALUE_BYTES
 
     def __init__(
@@ -85,70 +80,13 @@ class DynamoDbStore(OnlineStore):
             return np.empty(0, dtype=np.uint8)
         table = self.address.table(view)
         load = Load(batch, view, table, self.keys, rule, retention)
+
+        def orders(keys: list[str]) -> Mapping[str, Any]:
+            return self._get({view: keys}, ORDER, consistent=True)[view]
+
         with self.client.translated(f"write {len(batch.keys):,} rows of feature view {view!r} to", view):
-            self._send_all(load, view, self.pace(table))
+            send_all(load, self.client, self.pace(table), orders, self._executor(), self.clock)
         return load.outcomes
-
-    def _send_all(self, load: Load, view: str, pace: Pace) -> None:
-        """Keep requests under way until every row is settled. Raises UnavailableError when none is for too long."""
-        flight: set[Future[Callable[[], None]]] = set()
-        left, since = load.left, self.clock()
-        try:
-            while not load.done:
-                while len(flight) < self.address.requests:
-                    if rows := load.take_reads():
-                        flight.add(self._executor().submit(self._read_orders, load, view, rows))
-                    elif attempts := load.take_statements(alone=not flight):
-                        flight.add(self._executor().submit(self._send, load, pace, attempts))
-                    else:
-                        break
-                done, flight = wait(flight, timeout=PATIENCE, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()()
-                if load.left < left:
-                    left, since = load.left, self.clock()
-                elif self.clock() - since > PATIENCE:
-                    raise UnavailableError(
-                        f"could not write {load.left:,} rows of feature view {view!r} to {self.location}: "
-                        f"no row was taken for {PATIENCE:.0f} s; refused: {dict(load.counts)}"
-                    )
-        finally:
-            for future in flight:
-                future.cancel()
-            wait(flight)
-        if load.counts:
-            log.info(
-                "wrote batch view=%s rows=%s refused=%s rate=%.0f",
-                view,
-                len(load.outcomes),
-                dict(load.counts),
-                pace.rate,
-            )
-
-    def _send(self, load: Load, pace: Pace, attempts: list[Attempt]) -> Callable[[], None]:
-        """Send one request of statements. Returns: what tells *load* about it."""
-        body = b'{"Statements":[%b]}' % b",".join(attempt.text for attempt in attempts)
-        pace.take(float(load.units[[attempt.row for attempt in attempts]].sum()))
-        try:
-            answer = self.client.call("batch_execute_statement", body)
-        except ClientError as error:
-            code = error.response["Error"]["Code"].removesuffix("Exception")
-            if code not in AGAIN and error.response["ResponseMetadata"]["HTTPStatusCode"] < SERVER_ERROR:
-                raise
-            errors, resent = [{"Code": code if code in AGAIN else "InternalServerError"}] * len(attempts), True
-        else:
-            errors = [response.get("Error") for response in answer["Responses"]]
-            resent = bool(answer["ResponseMetadata"]["RetryAttempts"])
-        if any(error is not None and error["Code"] in THROTTLES for error in errors):
-            pace.throttled()
-        else:
-            pace.succeeded()
-        return partial(load.met_by_writing, attempts, errors, resent=resent)
-
-    def _read_orders(self, load: Load, view: str, rows: list[int]) -> Callable[[], None]:
-        """Read the order fields of the items of *rows*, consistently. Returns: what tells *load* about it."""
-        keys = [load.key(row) for row in rows]
-        return partial(load.met_by_reading, rows, self._get({view: keys}, ORDER, consistent=True)[view])
 
     def pace(self, table: str) -> Pace:
         """What holds writers of *table* back."""
@@ -269,7 +207,7 @@ class DynamoDbStore(OnlineStore):
                 name
                 for page in self.client.api.get_paginator("list_tables").paginate()
                 for name in page["TableNames"]
-                if name.startswith(f"{self.address.prefix}.")
+                if re.match(rf"{self.address.prefix}(\.|-features$)", name)
             ]
         return {"kind": "dynamodb", "tables": ", ".join(found) or "none; run: materialize setup"}
 

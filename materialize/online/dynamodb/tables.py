@@ -60,11 +60,10 @@ def make(api: DynamoDBClient, table: str, keys: Sequence[str], settings: TableSe
         pass
     api.get_waiter("table_exists").wait(TableName=table)
     there: Any = api.describe_table(TableName=table)["Table"]
-    if there["KeySchema"] != wanted["KeySchema"]:
-        found = ", ".join(key["AttributeName"] for key in there["KeySchema"])
+    if _keys_of(there) != _keys_of(wanted):
         raise OnlineStoreError(
-            f"could not set up table {table}: found a table with the keys {found}, expected {', '.join(keys)}. "
-            "It was left alone. Give the store another prefix, or delete that table."
+            f"could not set up table {table}: found a table with the keys {_keys_of(there)}, expected {_keys_of(wanted)}. "
+            "It was left alone. It belongs to something else: give the store another prefix."
         )
     done += _time_to_live(api, table)
     if settings.point_in_time_recovery:
@@ -72,6 +71,11 @@ def make(api: DynamoDBClient, table: str, keys: Sequence[str], settings: TableSe
     if settings.tags:
         done += _tags(api, there["TableArn"], settings)
     return done
+
+
+def _keys_of(table: dict[str, Any]) -> str:
+    kinds = {one["AttributeName"]: one["AttributeType"] for one in table["AttributeDefinitions"]}
+    return ", ".join(f"{key['AttributeName']} ({kinds[key['AttributeName']]})" for key in table["KeySchema"])
 
 
 def _time_to_live(api: DynamoDBClient, table: str) -> list[str]:
