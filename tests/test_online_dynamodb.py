@@ -243,7 +243,9 @@ def test_tables_are_made_by_setup_alone_and_only_once(local: DynamoDbLocal) -> N
             AttributeDefinitions=[{"AttributeName": "k", "AttributeType": "S"}],
             BillingMode="PAY_PER_REQUEST",
         )
-        with pytest.raises(OnlineStoreError, match=r"found a table with the keys k, expected k, v.*left alone"):
+        with pytest.raises(
+            OnlineStoreError, match=r"found a table with the keys k \(S\), expected k \(S\), v \(S\).*left alone"
+        ):
             shared.setup("view")
 
 

@@ -114,7 +114,7 @@ def kill_some(project: Project, target: Target, seconds: float, seed: int) -> li
         share = (number // 2 + chance.random()) / (KILLS // 2)
         process = project.start("incremental", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         started = time.monotonic()
-        wanted = seconds * (0.3 + 0.7 * share) if number % 2 else SECONDS
+        wanted = seconds * (0.3 + 0.55 * share) if number % 2 else SECONDS
         level = before + 1 + share * (ENTITIES * 0.9 if before == 0 else ENTITIES * 0.05)
         while process.poll() is None and time.monotonic() - started < wanted:
             if number % 2 == 0 and target.records() >= level:

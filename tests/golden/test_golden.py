@@ -16,6 +16,7 @@ from materialize import codec
 from materialize.entity_key import entity_keys, format_key, parse_key
 from materialize.model import FIXED_WIDTHS, LIST_ITEMS, MAX_PRECISION, FeatureType, FeatureView, Watermark, from_us
 from materialize.online.base import OnlineStore
+from materialize.online.dynamodb import DynamoDbStore
 from materialize.order import NO_CREATED
 
 GOLDEN = json.loads((Path(__file__).parent / "format_1.json").read_text(encoding="utf-8"))
@@ -175,6 +176,7 @@ def test_the_limits_in_the_documentation_are_those_of_the_code():
 
     assert f"| entity key | 1 to {OnlineStore.max_key_bytes:,} bytes |" in limits
     assert f"| record | {OnlineStore.max_value_bytes:,} bytes, header included |" in limits
+    assert f"400 KB | {DynamoDbStore.max_value_bytes:,} bytes, header included |" in limits
     assert f"| decimal digits | {MAX_PRECISION} |" in limits
     assert f"| {NO_CREATED} (-2^53) for none" in FORMAT.replace("created time of the row; ", "| ")
 
