@@ -30,6 +30,7 @@ TABLE = {
     "TableStatus": "ACTIVE",
     "TableArn": "arn:aws:dynamodb:eu-central-1:000000000000:table/null",
     "KeySchema": [{"AttributeName": "k", "KeyType": "HASH"}],
+    "AttributeDefinitions": [{"AttributeName": "k", "AttributeType": "S"}],
     "BillingModeSummary": {"BillingMode": "PAY_PER_REQUEST"},
     "ProvisionedThroughput": {"ReadCapacityUnits": 0, "WriteCapacityUnits": 0},
 }
