@@ -263,8 +263,8 @@ MUTANTS = (
     Mutant(
         "DynamoDB: throttled statement taken for done",
         "online/dynamodb/load.py",
-        "            if code in AGAIN:\n                self.waiting.append(attempt)\n",
-        "            if code in AGAIN:\n                self._settled(attempt.row, attempt.outcome)\n",
+        "                self._waiting.append(attempt._replace(again",
+        "                self._settle(attempt.row, attempt.outcome) or str(attempt._replace(again",
         "tests/test_online_dynamodb.py",
     ),
     Mutant(

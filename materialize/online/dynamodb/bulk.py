@@ -24,7 +24,7 @@ from materialize.online.dynamodb.items import EXPIRES, KEY, ORDER, RECORD, cell_
 from materialize.order import WRITTEN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mypy_boto3_dynamodb import DynamoDBClient
 
@@ -68,13 +68,7 @@ class Operation:
         )
         while True:
             told = found["ImportTableDescription"]
-            yield {
-                "operation": "ImportTable",
-                "status": told["ImportStatus"],
-                "items": told.get("ImportedItemCount", 0),
-                "failed": told.get("ErrorCount", 0),
-                "why": f"{told.get('FailureCode', '')} {told.get('FailureMessage', '')}".strip(),
-            }
+            yield _look("ImportTable", told, told["ImportStatus"], "ImportedItemCount", "ErrorCount")
             found = self.api.describe_import(ImportArn=told["ImportArn"])
 
     def put_items(self, rate: float) -> Iterator[dict[str, Any]]:
@@ -97,13 +91,7 @@ class Operation:
         )
         while True:
             told = found["BulkOperationDescription"]
-            yield {
-                "operation": "StartBulkPutItems",
-                "status": told["BulkOperationStatus"],
-                "items": told.get("ProcessedItemCount", 0),
-                "failed": told.get("FailedItemCount", 0),
-                "why": f"{told.get('FailureCode', '')} {told.get('FailureMessage', '')}".strip(),
-            }
+            yield _look("StartBulkPutItems", told, told["BulkOperationStatus"], "ProcessedItemCount", "FailedItemCount")
             found = self.api.describe_bulk_operation(BulkOperationArn=told["BulkOperationArn"])
 
 
@@ -220,6 +208,12 @@ class BulkFiles(BulkStore):
 
     def close(self) -> None:
         self.s3.close()
+
+
+def _look(operation: str, told: Mapping[str, Any], status: str, items: str, failed: str) -> dict[str, Any]:
+    why = " ".join(told[name] for name in ("FailureCode", "FailureMessage") if name in told)
+    counts = {"items": told.get(items, 0), "failed": told.get(failed, 0)}
+    return {"operation": operation, "status": status, **counts, "why": why}
 
 
 def _cell_line(name: str, content: bytes) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from materialize.online.dynamodb.load import Load, Writes
     from materialize.online.dynamodb.pace import Pace
 
-__all__ = ["PATIENCE", "send_all"]
+__all__ = ["PATIENCE", "Sending"]
 
 log = logging.getLogger(__name__)
 
@@ -35,50 +36,36 @@ BUSY = 0.5
 WEIGHT = 0.2
 
 
-def send_all(
-    load: Load,
-    client: Client,
-    pace: Pace,
-    read: Callable[[list[str]], Mapping[str, Mapping[str, Any]]],
-    pool: ThreadPoolExecutor,
-    clock: Callable[[], float],
-) -> None:
-    """Keep requests under way until every row of *load* is settled. *read*: the items of entity keys, with their order alone.
+@dataclass(slots=True)
+class Sending:
+    """One load, and the threads that send it; the caller's is the first. What they do to the load they do in turn.
 
-    Raises UnavailableError when no row was settled for `PATIENCE`, and what the requests raise.
+    ``read``: the items of entity keys, with their order alone.
     """
-    crew = _Crew(load, client, pace, read, pool, clock)
-    crew.run()
-    if load.counts:
-        log.info(
-            "wrote batch view=%s rows=%s refused=%s rate=%.0f",
-            load.view,
-            len(load.shuffled),
-            dict(load.counts),
-            pace.rate,
-        )
 
+    load: Load
+    client: Client
+    pace: Pace
+    read: Callable[[list[str]], Mapping[str, Mapping[str, Any]]]
+    pool: ThreadPoolExecutor
+    clock: Callable[[], float]
+    turn: threading.Condition = field(default_factory=threading.Condition)
+    others: list[Future[None]] = field(default_factory=list)
+    under_way: int = 0
+    over: bool = False
+    error: BaseException | None = None
+    busy: float = 1.0
+    left: int = field(init=False)
+    since: float = field(init=False)
 
-class _Crew:
-    """The threads of one load; the caller's is the first. What they do to the load they do in turn."""
-
-    def __init__(
-        self,
-        load: Load,
-        client: Client,
-        pace: Pace,
-        read: Callable[[list[str]], Mapping[str, Mapping[str, Any]]],
-        pool: ThreadPoolExecutor,
-        clock: Callable[[], float],
-    ) -> None:
-        self.load, self.client, self.pace, self.read, self.pool, self.clock = load, client, pace, read, pool, clock
-        self.turn = threading.Condition()
-        self.others: list[Future[None]] = []
-        self.under_way, self.over, self.busy = 0, False, 1.0
-        self.error: BaseException | None = None
-        self.left, self.since = load.left, clock()
+    def __post_init__(self) -> None:
+        self.left, self.since = self.load.left, self.clock()
 
     def run(self) -> None:
+        """Keep requests under way until every row is settled.
+
+        Raises UnavailableError when no row was settled for `PATIENCE`, and what the requests raise.
+        """
         try:
             for _ in range(1, self.pace.threads):
                 self.add()
@@ -92,6 +79,9 @@ class _Crew:
             wait(self.others)
         if self.error is not None:
             raise self.error
+        if refused := dict(self.load.counts):
+            rows, rate = len(self.load.shuffled), self.pace.rate
+            log.info("wrote batch view=%s rows=%s refused=%s rate=%.0f", self.load.view, rows, refused, rate)
 
     def work(self) -> None:
         """Send and tell until nothing is left, or something failed."""

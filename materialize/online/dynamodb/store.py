@@ -27,7 +27,7 @@ from materialize.online.dynamodb.cost import estimate
 from materialize.online.dynamodb.items import CELL, KEY, MAX_VALUE_BYTES, ORDER, RECORD, VIEW, cell_key, record_of
 from materialize.online.dynamodb.load import READS, Load, Rule
 from materialize.online.dynamodb.pace import Pace
-from materialize.online.dynamodb.sending import PATIENCE, send_all
+from materialize.online.dynamodb.sending import PATIENCE, Sending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -85,7 +85,7 @@ class DynamoDbStore(OnlineStore):
             return self._get({view: keys}, ORDER, consistent=True)[view]
 
         with self.client.translated(f"write {len(batch.keys):,} rows of feature view {view!r} to", view):
-            send_all(load, self.client, self.pace(table), orders, self._executor(), self.clock)
+            Sending(load, self.client, self.pace(table), orders, self._executor(), self.clock).run()
         return load.outcomes
 
     def pace(self, table: str) -> Pace:
