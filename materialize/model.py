@@ -238,6 +238,7 @@ class OnlineStoreConfig:
     name: str
     url: str = field(default="", repr=False)
     connection: str | None = None
+    pool: str | None = None
     tables: TableSettings = field(default_factory=TableSettings)
     prices: Prices | None = None
 

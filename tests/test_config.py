@@ -565,7 +565,7 @@ def test_folder_in_the_place_of_a_file_is_a_problem(folder: Path) -> None:
         ("default: {}", "default: expected either url or connection, found none"),
         ("default: {url: 'memory://', connection: a}", "default: expected either url or connection, found both"),
         ("default: {url: 7}", "default.url: expected the URL of an online store, found 7"),
-        ("default: {uri: x}", "default.uri: unknown key, expected one of url, connection, tables, prices (did you mean 'url'?)"),
+        ("default: {uri: x}", "default.uri: unknown key, expected one of url, connection, pool, tables, prices (did you mean 'url'?)"),
         ("default: {url: 'redis://'}", "default.url: expected SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE] with special characters of the password percent-encoded, found a URL of another form"),
         ("default: {url: 'redis://a/x'}", "default.url: expected SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE] with a number as the database, found other text"),
         ("default: {url: 'sqlite://online.db'}", "default.url: expected sqlite:///relative/path.db or sqlite:////absolute/path.db (memory:// for none), found another URL"),

@@ -28,8 +28,10 @@ CRONS = {"hourly": "0 * * * *", "daily": "0 0 * * *"}
 KEY_FORMATS = {"hourly": "%Y-%m-%dT%H", "daily": "%Y-%m-%d"}
 
 #: Every task: a store that does not answer is tried again after 30 s, 1 min and 2 min; any other error needs somebody to
-#: act, so it fails at once . A worker that dies is retried by Airflow itself.
+#: act, so it fails at once. A worker that dies is retried by Airflow itself. A piece has at most 10 million rows, which take
+#: some minutes, and an hour or two where a store is paced; what takes longer hangs.
 TASK_DEFAULTS: dict[str, Any] = {
+    "execution_timeout": timedelta(hours=6),
     "retries": 3,
     "retry_delay": timedelta(seconds=30),
     "retry_exponential_backoff": 2.0,
@@ -51,6 +53,22 @@ Moves what changed in the Delta tables of the {schedule} feature views to their 
 Runs may be cleared, repeated, overlapped or killed: an older value never replaces a newer one. Each feature view and store
 has its own group of tasks and fails alone. The last task, `publish`, emits an asset event with the counts of the run as its
 extra, and is skipped when readers see nothing new.
+
+### When a task is red
+
+After an outage of any length nothing has to be cleared: the next run brings everything since the watermark. The error's last
+sentence says what to do; its class says who acts:
+
+| error | who acts, and how |
+|---|---|
+| `ConfigError` | the author of the YAML: the message has file and key |
+| `OfflineStoreError` | the owner of the Delta table: a column is missing, a file is gone or damaged |
+| `RebuildNeeded` | the operator: `materialize rebuild VIEW`, or `on_rebuild_needed: auto` in the view's YAML |
+| `UnavailableError` | nobody yet: it was retried three times; look after the store, the next run heals |
+| `OnlineStoreError` | the operator of the store: memory, rights, a missing table |
+| `WatermarkError` | nobody: another run finished first |
+
+`materialize status` and `materialize doctor` show where every view stands, and what is wrong with it.
 """
 
 BACKFILL_DOC = """\
@@ -81,19 +99,20 @@ def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path) -> 
         for view in config.feature_views.values():
             if view.schedule == schedule:
                 for store in view.online_stores:
-                    add_view(view, store)
+                    add_view(view, store, config.online_stores[store].pool)
     return dag
 
 
-def add_view(view: FeatureView, store: str) -> None:
-    """The tasks of one feature view and store: plan -> write (one per piece) -> commit -> publish."""
+def add_view(view: FeatureView, store: str, pool: str | None) -> None:
+    """The tasks of one feature view and store: plan -> write (one per piece) -> commit -> publish, in the store's *pool*."""
     target = {"view": view.name, "store": store}
     # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return; TaskGroup has poor types too.
-    owner: Any = {"owner": view.owner} if view.owner else {}
-    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=owner):
+    own: Any = ({"owner": view.owner} if view.owner else {}) | ({"pool": pool} if pool else {})
+    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=own):
         pieces: Any = task(tasks.plan)(**target)
         plan = pieces[tasks.PLAN]
-        written: Any = task(tasks.write).partial(**target, plan=plan).expand(piece=pieces)
+        labelled = task(map_index_template=tasks.PIECE_TEMPLATE)(tasks.write)
+        written: Any = labelled.partial(**target, plan=plan).expand(piece=pieces)
         # NONE_FAILED: without pieces `write` is skipped, and the watermark has to move all the same.
         report: Any = task(trigger_rule=TriggerRule.NONE_FAILED)(tasks.commit)(**target, plan=plan, pieces=written)
         task(outlets=[tasks.asset(view.name, store)])(tasks.publish)(report)

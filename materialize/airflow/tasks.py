@@ -32,6 +32,7 @@ __all__ = [
     "CONFIG_VARIABLE",
     "EVERY_STORE",
     "FORM_FIELDS",
+    "PIECE_TEMPLATE",
     "PLAN",
     "asset",
     "check_form",
@@ -51,6 +52,9 @@ log = logging.getLogger(__name__)
 CONFIG_VARIABLE = "MATERIALIZE_CONFIG"
 #: The XCom key of a plan. The return value of the task is the list of its pieces, over which `write` is mapped.
 PLAN = "plan"
+#: What a written piece is called in the UI. Undefined renders as its number: a template that fails would fail a task whose work is done.
+PIECE = "materialize_piece"
+PIECE_TEMPLATE = f"{{{{ {PIECE} | default(ti.map_index) }}}}"
 #: The event times that the partition of a schedule's run covers.
 PERIODS = {"hourly": timedelta(hours=1), "daily": timedelta(days=1)}
 #: Runs of these types go from the watermark to the head, although a scheduled one carries a partition key as its label.
@@ -95,8 +99,11 @@ def write(view: str, store: str, plan: dict[str, Any], piece: int) -> dict[str, 
     from materialize.pipeline import write_piece
     from materialize.plan import Plan
 
+    planned = Plan.from_dict(plan)
+    context: Any = get_current_context()
+    context[PIECE] = planned.piece_labels[piece]
     with opened(view, store) as (feature_view, online):
-        return write_piece(feature_view, online, Plan.from_dict(plan), piece, now=utcnow()).to_dict()
+        return write_piece(feature_view, online, planned, piece, now=utcnow()).to_dict()
 
 
 def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:

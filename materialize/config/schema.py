@@ -89,6 +89,7 @@ class ViewKeys(Keys):
 class StoreKeys(Keys):
     url: Text | None = Field(None, description="the URL of an online store")
     connection: Text | None = Field(None, description="the id of an Airflow connection")
+    pool: Text | None = Field(None, description="the name of an Airflow pool")
     tables: dict[str, Any] | None = Field(None, description="a mapping such as {point_in_time_recovery: true}")
     prices: dict[str, Any] | None = Field(None, description="a mapping such as {as_of: 2026-11-01, ...}")
 
@@ -195,7 +196,7 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
         tables, prices = _settings(document, keys, name)
         try:
             url = checked_url(keys.url, root) if keys.url else ""
-            stores[name] = OnlineStoreConfig(name, url, keys.connection, tables, prices)
+            stores[name] = OnlineStoreConfig(name, url, keys.connection, keys.pool, tables, prices)
         except ValueError as error:
             what, _, found = str(error).removeprefix("expected ").partition(", found ")
             hidden = document.variables.get((name, "url"))

@@ -34,7 +34,7 @@ BUNDLE = "dags-folder"
 
 @dataclass
 class Run:
-    """What a run left behind: states by ``task`` or ``task[map index]``, errors, return values, asset event extras."""
+    """What a run left behind: states by ``task`` or ``task[map index]``, errors, return values, asset event extras, labels in the UI."""
 
     state: str
     run_id: str
@@ -43,6 +43,7 @@ class Run:
     values: dict[str, Any] = field(default_factory=dict)
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     event_keys: dict[str, str | None] = field(default_factory=dict)
+    labels: dict[str, str | None] = field(default_factory=dict)
 
 
 def load_dags(folder: Path = DAGS) -> BundleDagBag:
@@ -96,6 +97,7 @@ def run_dag(
         run.state = str(dag_run.state)
         for instance in dag_run.get_task_instances(session=session):
             run.tasks[name_of(instance)] = str(instance.state)
+            run.labels[name_of(instance)] = instance.rendered_map_index
             if instance.state == State.SUCCESS:
                 run.values[name_of(instance)] = returned(instance, session)
         events = select(AssetModel.name, AssetEvent.extra, AssetEvent.partition_key).join(

@@ -64,6 +64,30 @@ def test_every_view_and_store_has_its_own_chain_of_tasks(project: Project, metad
         assert not other, f"{task.task_id} waits for another view"
 
 
+def test_tasks_use_the_pool_of_their_store_and_the_default_one_without(
+    project: Project, metadata_database: None
+) -> None:
+    (project.root / "config" / "online_stores.yaml").write_text(
+        'default: {url: "sqlite:///a.db"}\nsecond: {url: "sqlite:///b.db", pool: small}\n'
+    )
+    project.set_view("risk", store="default, second")
+
+    hourly = load_dags().dags["materialize_hourly"]
+
+    assert {task.pool for task in hourly.tasks if task.task_id.startswith("risk__second.")} == {"small"}
+    assert {task.pool for task in hourly.tasks if "__default." in task.task_id} == {"default_pool"}
+
+
+def test_pools_that_are_shipped_are_what_airflow_imports() -> None:
+    pools = json.loads((ROOT / "pools.json").read_text())
+
+    assert pools
+    for name, pool in pools.items():
+        assert name.startswith("materialize_")
+        assert pool.keys() == {"slots", "description", "include_deferred"}
+        assert pool["slots"] > 0
+
+
 def test_schedules_are_partitioned_and_never_catch_up(project: Project, metadata_database: None) -> None:
     bag = load_dags()
 

@@ -43,6 +43,15 @@ def test_each_hour_of_new_commits_reaches_the_store(project: Project) -> None:
     assert project.watermark("spending").version == 6
 
 
+def test_pieces_say_what_they_write(project: Project) -> None:
+    run = run_dag(HOURLY)
+    project.add("spending", 1, event=1, amount=2.0)
+    later = run_dag(HOURLY)
+
+    assert run.labels["spending__default.write[0]"] == "entities, part 1 of 1"
+    assert later.labels["spending__default.write[0]"] == "changes, part 1 of 1"
+
+
 def test_one_run_heals_missed_hours(project: Project) -> None:
     run_dag(HOURLY)
     for hour in range(5):
