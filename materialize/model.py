@@ -155,6 +155,7 @@ class FeatureView:
     tombstone_ttl: timedelta = timedelta(days=14)
     timestamp_ntz: Literal["UTC"] | None = None
     on_rebuild_needed: Literal["fail", "auto"] = "fail"
+    freshness: timedelta | None = None
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pty
+import re
 import sys
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -176,11 +177,30 @@ def test_plan_status_doctor_and_rebuild(project: Project) -> None:
 
     (status,) = reports(project, "status")
     assert (status["watermark_version"], status["table_version"], status["behind"]) == (0, 1, 1)
+    assert status["late"] is None
+    assert re.fullmatch(r"\d+[smhd]", status["waiting"])
     assert "behind" in cli(project, "status").stdout
     assert reports(project, "plan")[0]["rows"] == 1
     assert reports(project, "rebuild")[0]["written"] == 2
     assert reports(project, "status")[0]["behind"] == 0
     assert [one["check"] for one in reports(project, "doctor")] == ["table", "online store"]
+
+
+@pytest.mark.parametrize(("wanted", "late"), [("1h", False), ("1s", True)])
+def test_status_says_whether_a_view_is_later_than_it_wants_to_be(project: Project, wanted: str, late: bool) -> None:  # noqa: FBT001
+    view = project.config / "feature_views" / "spending.yaml"
+    view.write_text(f"{view.read_text()}freshness: {wanted}\n")
+    project.table.append(past("a"))
+    log = project.table.log_file(0)
+    made = round((datetime.now(timezone.utc).timestamp() - 60) * 1000)
+    log.write_text(re.sub(r'"timestamp":\d+', f'"timestamp":{made}', log.read_text()))
+
+    before = reports(project, "status")[0]
+    reports(project, "incremental")
+    after = reports(project, "status")[0]
+
+    assert (before["state"], before["late"]) == ("never loaded", late)
+    assert (after["state"], after["late"], after["waiting"]) == ("up to date", False, None)
 
 
 def test_failing_view_does_not_hold_back_the_others(project: Project) -> None:

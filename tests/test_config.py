@@ -131,6 +131,7 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         tombstone_ttl: 2w
         timestamp_ntz: UTC
         on_rebuild_needed: auto
+        freshness: 90m
         """,
     )
 
@@ -145,7 +146,7 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         timedelta(minutes=15),
         timedelta(weeks=2),
     )
-    assert (view.timestamp_ntz, view.on_rebuild_needed) == ("UTC", "auto")
+    assert (view.timestamp_ntz, view.on_rebuild_needed, view.freshness) == ("UTC", "auto", timedelta(minutes=90))
     assert view.online_stores == ("default", "backup")
 
 
@@ -314,7 +315,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
-from materialize.model import Interval, from_us
+from materialize.model import Interval, duration_text, from_us
 
 if TYPE_CHECKING:
     from materialize.model import Mode, OnlineStoreConfig
@@ -38,6 +38,8 @@ Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with it
 DEFAULT_CONFIG = Path("config")
 #: Facts of a plan that are for machines.
 INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
+#: Facts of a view's state that do not fit on a screen.
+DETAILS = ("behind", "event_timestamp", "finished", "run_id")
 
 
 @app.command()
@@ -158,7 +160,8 @@ def status(
     try:
         for_each(Options(config, store, as_json, verbose), views, lambda target: rows.append(_status(target)))
     finally:
-        print_table(rows, as_json=as_json)
+        shown = rows if as_json else [{name: row[name] for name in row if name not in DETAILS} for row in rows]
+        print_table(shown, as_json=as_json)
 
 
 @app.command()
@@ -240,24 +243,22 @@ def _setup(target: Target, *, as_json: bool) -> None:
 
 
 def _status(target: Target) -> dict[str, Any]:
-    from materialize import watermark
-    from materialize.offline import open_table
+    from materialize.freshness import freshness
 
-    found = watermark.read(target.store, target.view.name)
-    head = open_table(target.view).version
-    version = None if found is None else found.version
-    state = "up to date" if version == head else "behind"
-    if version is None:
-        state = "never loaded" if found is None else "snapshot run unfinished"
+    found, wanted, now = freshness(target.view, target.store), target.view.freshness, _now()
+    mark, age = found.watermark, found.age(now)
+    version = None if mark is None else mark.version
     return {
         **target.names,
-        "state": state,
+        "state": found.state,
         "watermark_version": version,
-        "table_version": head,
-        "behind": None if version is None else head - version,
-        "event_timestamp": _iso(None if found is None else found.event_us),
-        "finished": _iso(None if found is None else found.finished_us),
-        "run_id": None if found is None else found.run_id,
+        "table_version": found.table_version,
+        "behind": None if version is None else found.table_version - version,
+        "waiting": None if age is None else duration_text(timedelta(seconds=round(age.total_seconds()))),
+        "late": None if wanted is None else found.late(now, wanted),
+        "event_timestamp": _iso(None if mark is None else mark.event_us),
+        "finished": _iso(None if mark is None else mark.finished_us),
+        "run_id": None if mark is None else mark.run_id,
     }
 
 

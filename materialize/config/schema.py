@@ -84,6 +84,7 @@ class ViewKeys(Keys):
     tombstone_ttl: Duration = Field(timedelta(days=14), description="a duration such as '14d'")
     timestamp_ntz: Literal["UTC"] | None = Field(None, description="UTC, if times without a zone are that")
     on_rebuild_needed: Literal["fail", "auto"] = Field("fail", description="fail or auto")
+    freshness: Duration | None = Field(None, description="a duration such as '2h'")
 
 
 class StoreKeys(Keys):

@@ -128,6 +128,11 @@ class OfflineTable:
         with reading(self.view):
             return int(pl.DataFrame(self.delta.get_add_actions())["size_bytes"].sum())
 
+    def committed_us(self, version: int) -> int:
+        """When the commit *version* was made, in microseconds; of one that the log has not any more, the next one that it has."""
+        with reading(self.view):
+            return self.log.committed_us(version)
+
     def snapshot_files(self, interval: Interval | None = None) -> list[DataFile]:
         """The live files of the pinned version, by address; with *interval*, only those that may hold event times inside it.
 
