@@ -72,9 +72,13 @@ sentence says what to do; its class says who acts:
 """
 
 BACKFILL_DOC = """\
-Loads the rows with event times in `[start, end)` of the chosen feature views again, at each table's current version.
-The watermark stays, and an older value never replaces a newer one. A dry run shows the plan in the log of `plan` and
-writes nothing.
+| mode | what it does with the chosen feature views |
+|---|---|
+| interval backfill | loads the rows with event times in `[start, end)` again, at each table's current version; an older value never replaces a newer one, and the watermark stays |
+| rebuild | replaces everything online by the table's newest snapshot, whatever the store holds, and moves the watermark; for recovery, and where an error says `RebuildNeeded` |
+
+A dry run, which is the default, shows the plan in the log of `plan` - rows, pieces, and what it costs where a store bills by the row -
+and writes nothing.
 """
 
 
@@ -119,11 +123,11 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
 
 
 def backfill_dag(dags_folder: Path) -> DAG:
-    """The form for loading a past range of event time again, for chosen feature views and one or all of their stores."""
+    """The form for loading a past range of event time again or rebuilding, for chosen feature views and one or all of their stores."""
     config = load(tasks.config_dir(dags_folder))
     with DAG(
         "materialize_backfill",
-        description="Load a past range of event time again",
+        description="Load a past range of event time again, or rebuild",
         doc_md=BACKFILL_DOC,
         schedule=None,
         catchup=False,
@@ -154,6 +158,13 @@ def form(config: Config) -> dict[str, Param]:
             description="One or more feature views.",
             examples=views,
             items={"type": "string", "enum": views},
+        ),
+        "mode": Param(
+            default=next(iter(tasks.MODES)),
+            type="string",
+            enum=list(tasks.MODES),
+            title="Mode",
+            description="A rebuild takes the whole table: leave start and end empty.",
         ),
         "start": Param(
             default=None,

@@ -32,6 +32,7 @@ __all__ = [
     "CONFIG_VARIABLE",
     "EVERY_STORE",
     "FORM_FIELDS",
+    "MODES",
     "PIECE_TEMPLATE",
     "PLAN",
     "asset",
@@ -61,8 +62,10 @@ PERIODS = {"hourly": timedelta(hours=1), "daily": timedelta(days=1)}
 INCREMENTAL_RUN_TYPES = ("scheduled", "asset_triggered")
 #: The choice in the backfill form that stands for every online store of a view.
 EVERY_STORE = "every store of the view"
+#: What the backfill form can do, by the names that it shows.
+MODES: dict[str, Mode] = {"interval backfill": "backfill", "rebuild": "rebuild"}
 #: The fields of the backfill form.
-FORM_FIELDS = ("views", "start", "end", "store", "dry_run")
+FORM_FIELDS = ("views", "mode", "start", "end", "store", "dry_run")
 #: The backfill form's events reach the assets of its views through this alias.
 BACKFILLED = AssetAlias("materialize_backfill")
 
@@ -162,7 +165,8 @@ def check_form() -> list[dict[str, Any]]:
     unknown = sorted(set(context["dag_run"].conf or {}) - set(FORM_FIELDS))
     if unknown:
         problems.append(f"unknown fields {', '.join(map(repr, unknown))}; the form has {', '.join(FORM_FIELDS)}")
-    start, end = (moment(name, fields[name], problems) for name in ("start", "end"))
+    mode = MODES[fields["mode"]]
+    start, end = (moment(name, fields[name], mode, problems) for name in ("start", "end"))
     if start and end and end <= start:
         problems.append(f"end: expected a time after the start {start.isoformat()}, found {end.isoformat()}")
     pairs = chosen(fields["views"], fields["store"], problems)
@@ -171,12 +175,17 @@ def check_form() -> list[dict[str, Any]]:
             f"could not start the backfill: {len(problems)} problem{'s' * (len(problems) > 1)}; nothing was read or written. "
             "Trigger the DAG again with the form corrected.\n  " + "\n  ".join(problems)
         )
-    common = {"start": str(start), "end": str(end), "dry_run": fields["dry_run"]}
+    ends = [start.isoformat(), end.isoformat()] if start and end else None
+    common = {"mode": mode, "interval": ends, "dry_run": fields["dry_run"]}
     return [{"view": view, "store": store, **common} for view, store in pairs]
 
 
-def moment(name: str, text: str | None, problems: list[str]) -> datetime | None:
-    """The form field *name* as a time; adds to *problems* and returns None when it is not a time with a time zone."""
+def moment(name: str, text: str | None, mode: Mode, problems: list[str]) -> datetime | None:
+    """The form field *name* as a time; adds to *problems* and returns None when it is not what *mode* wants."""
+    if mode == "rebuild":
+        if text:
+            problems.append(f"{name}: expected nothing, because a rebuild takes the whole table, found {text!r}")
+        return None
     if not text:
         problems.append(f"{name}: expected a time such as '2026-01-31T00:00:00Z', found nothing")
         return None
@@ -212,14 +221,17 @@ def chosen(views: list[str], store: str, problems: list[str]) -> list[tuple[str,
 
 
 def plan_backfill(target: dict[str, Any]) -> dict[str, Any]:
-    """Plan the backfill of one view and store, and show the plan in the log."""
+    """Plan what the form wants of one view and store, and show the plan and its costs in the log."""
     from materialize.pipeline import make_plan
 
-    view, store = target["view"], target["store"]
-    interval = Interval(datetime.fromisoformat(target["start"]), datetime.fromisoformat(target["end"]))
+    view, store, mode, ends = (target[name] for name in ("view", "store", "mode", "interval"))
+    interval = ends and Interval(*map(datetime.fromisoformat, ends))
     with opened(view, store) as (feature_view, online):
-        planned = make_plan(feature_view, online, mode="backfill", store_name=store, run_id=run_id(), interval=interval)
+        planned = make_plan(feature_view, online, mode=mode, store_name=store, run_id=run_id(), interval=interval)
+        costs = online.estimate(feature_view, planned.rows, mode, first=planned.watermark is None)
     log_plan(planned)
+    if costs:
+        log.info("costs view=%s store=%s %s", view, store, " ".join(f"{name}={cost}" for name, cost in costs.items()))
     return planned.to_dict()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,15 @@ from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from jsonschema import FormatChecker
 
 from materialize.airflow.tasks import FORM_FIELDS
+from materialize.model import OnlineStoreConfig
+from materialize.online import open_store
 from tests.airflow.project import START
 from tests.airflow.runs import load_dags, run_dag
+from tests.dynamodb_local import REGION
 
 if TYPE_CHECKING:
     from tests.airflow.project import Project
+    from tests.dynamodb_local import DynamoDbLocal
 
 pytestmark = pytest.mark.usefixtures("metadata_database")
 
@@ -36,7 +41,8 @@ def filled(**changes: Any) -> dict[str, Any]:
         ({"end": "tomorrow"}, "end: expected a time such as '2026-01-31T00:00:00Z', found 'tomorrow'"),
         ({"start": "2026-01-31T00:00:00"}, "start: expected a time with a time zone such as '2026-01-31T00:00:00Z'"),
         ({"end": START.isoformat()}, "end: expected a time after the start"),
-        ({"dryrun": True}, "unknown fields 'dryrun'; the form has views, start, end, store, dry_run"),
+        ({"dryrun": True}, "unknown fields 'dryrun'; the form has views, mode, start, end, store, dry_run"),
+        ({"mode": "rebuild", "end": None}, "start: expected nothing, because a rebuild takes the whole table, found"),
         ({"store": "second"}, "store: feature view 'spending' is served from default, found 'second'"),
     ],
 )
@@ -98,6 +104,55 @@ def test_chosen_views_are_loaded_and_the_watermark_stays(project: Project) -> No
     assert project.amount("spending", 7) is None, "the end is not part of the interval"
     assert project.watermark("spending") == before
     assert {name: extra["written"] for name, extra in run.events.items()} == {"default/spending": 1, "default/risk": 1}
+
+
+def test_rebuild_replaces_what_is_online_and_moves_the_watermark(project: Project) -> None:
+    project.add("spending", 2, event=1.0, amount=2.0)
+    run_dag("materialize_hourly")
+    before = project.watermark("spending")
+    project.add("spending", 3, event=1.0, amount=3.0)
+
+    run = run_dag(FORM, conf={"views": ["spending"], "mode": "rebuild", "dry_run": False})
+
+    assert run.state == "success"
+    assert [project.amount("spending", user) for user in (1, 2, 3)] == [1.0, 2.0, 3.0]
+    after = project.watermark("spending")
+    assert (after.version, after.generation) == (2, before.generation + 1)
+    assert run.events["default/spending"]["mode"] == "rebuild"
+
+
+def test_dry_run_of_a_rebuild_writes_nothing(project: Project) -> None:
+    run = run_dag(FORM, conf={"views": ["spending"], "mode": "rebuild"})
+
+    assert (run.state, run.tasks["backfill.write[0]"]) == ("success", "skipped")
+    assert run.values["backfill.plan[0]"]["mode"] == "rebuild"
+    assert project.watermark("spending") is None
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_dry_run_says_what_a_store_that_bills_by_the_row_costs(
+    project: Project, dynamodb_local: DynamoDbLocal, caplog: pytest.LogCaptureFixture
+) -> None:
+    dynamodb_local.drop_tables()
+    url = f"dynamodb://key:secret@{REGION}/fs?endpoint_url={dynamodb_local.endpoint}"
+    project.set_stores(default=url)
+    with open_store(OnlineStoreConfig("default", url)) as store:
+        store.setup("spending")
+
+    with caplog.at_level(logging.INFO, logger="materialize"):
+        run = run_dag(FORM, conf={"views": ["spending"], "mode": "rebuild"})
+
+    (told,) = [record.message for record in caplog.records if record.message.startswith("costs ")]
+    assert run.state == "success"
+    assert told.startswith("costs view=spending store=default way=conditional updates")
+    assert "write_units=1 read_units=0 minutes=0.0" in told
+    assert "secret" not in told
+
+
+def test_unknown_mode_is_refused_before_the_run_exists(project: Project) -> None:
+    with pytest.raises(ParamValidationError, match="'replay' is not one of"):
+        run_dag(FORM, conf=filled(mode="replay"))
 
 
 def test_a_failing_view_does_not_hold_back_the_other(project: Project) -> None:
