@@ -119,7 +119,7 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
         written: Any = labelled.partial(**target, plan=plan).expand(piece=pieces)
         # NONE_FAILED: without pieces `write` is skipped, and the watermark has to move all the same.
         report: Any = task(trigger_rule=TriggerRule.NONE_FAILED)(tasks.commit)(**target, plan=plan, pieces=written)
-        task(outlets=[tasks.asset(view.name, store)])(tasks.publish)(report)
+        task(inlets=[tasks.table(view)], outlets=[tasks.asset(view.name, store)])(tasks.publish)(report)
 
 
 def backfill_dag(dags_folder: Path) -> DAG:

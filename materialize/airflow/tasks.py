@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 
 from materialize.config import load
 from materialize.errors import ConfigError
-from materialize.model import Interval, RunReport
+from materialize.model import Interval, RunReport, mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +43,7 @@ __all__ = [
     "plan_backfill",
     "publish",
     "request",
+    "table",
     "write",
     "write_backfill",
 ]
@@ -78,6 +79,12 @@ def config_dir(dags_folder: Path) -> Path:
 def asset(view: str, store: str) -> Asset:
     """The feature view *view* in the online store *store*, for DAGs that wait for fresh features."""
     return Asset(name=f"{store}/{view}", uri=f"materialize://{store}/{view}")
+
+
+def table(view: FeatureView) -> Asset:
+    """The Delta table of *view*, as the lineage of its online views shows it."""
+    source = mask_credentials(view.source)
+    return Asset(name=source, uri=source if "://" in source else f"file://{source}")
 
 
 # The hourly and daily DAGs ---------------------------------------------------------------------------------------------

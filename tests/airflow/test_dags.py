@@ -64,6 +64,26 @@ def test_every_view_and_store_has_its_own_chain_of_tasks(project: Project, metad
         assert not other, f"{task.task_id} waits for another view"
 
 
+def test_lineage_leads_from_the_delta_table_to_the_online_view(project: Project, metadata_database: None) -> None:
+    project.set_view("risk", source="s3://lake/risk table")
+
+    tasks = load_dags().dags["materialize_hourly"].task_dict
+
+    ends = {
+        view: [[(one.name, one.uri) for one in side] for side in (task.inlets, task.outlets)]
+        for view in ("spending", "risk")
+        for task in [tasks[f"{view}__default.publish"]]
+    }
+    folder = str(project.root / "spending")
+    assert ends == {
+        "spending": [[(folder, f"file://{folder}")], [("default/spending", "materialize://default/spending")]],
+        "risk": [
+            [("s3://lake/risk table", "s3://lake/risk table")],
+            [("default/risk", "materialize://default/risk")],
+        ],
+    }
+
+
 def test_tasks_use_the_pool_of_their_store_and_the_default_one_without(
     project: Project, metadata_database: None
 ) -> None:
