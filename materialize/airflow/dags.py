@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from materialize.config import Config
     from materialize.model import FeatureView
 
-__all__ = ["backfill_dag", "materialize_dag"]
+__all__ = ["TASK_DEFAULTS", "backfill_dag", "materialize_dag"]
 
 #: When a schedule runs (UTC), and how the label of its partition is written. The label is a handle for backfills only.
 CRONS = {"hourly": "0 * * * *", "daily": "0 0 * * *"}

@@ -17,6 +17,7 @@ from airflow.dag_processing.dagbag import BundleDagBag, sync_bag_to_db
 from airflow.models.asset import AssetEvent, AssetModel
 from airflow.models.xcom import XComModel
 from airflow.sdk.definitions.dag import _run_task
+from airflow.sdk.execution_time.comms import DeferTask
 from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.encoders import coerce_to_core_timetable
 from airflow.serialization.serialized_objects import DagSerialization
@@ -34,7 +35,7 @@ BUNDLE = "dags-folder"
 
 @dataclass
 class Run:
-    """What a run left behind: states by ``task`` or ``task[map index]``, errors, return values, asset event extras, labels in the UI."""
+    """What a run left behind: states by ``task`` or ``task[map index]``, errors, return values, asset event extras, labels in the UI, what a task that waits in the triggerer left."""
 
     state: str
     run_id: str
@@ -44,6 +45,7 @@ class Run:
     events: dict[str, dict[str, Any]] = field(default_factory=dict)
     event_keys: dict[str, str | None] = field(default_factory=dict)
     labels: dict[str, str | None] = field(default_factory=dict)
+    deferred: dict[str, DeferTask] = field(default_factory=dict)
 
 
 def load_dags(folder: Path = DAGS) -> BundleDagBag:
@@ -52,10 +54,16 @@ def load_dags(folder: Path = DAGS) -> BundleDagBag:
 
 
 def run_dag(
-    dag_id: str, *, run_type: str = "manual", partition_key: str | None = None, conf: dict[str, Any] | None = None
+    dag_id: str,
+    *,
+    folder: Path = DAGS,
+    run_type: str = "manual",
+    partition_key: str | None = None,
+    conf: dict[str, Any] | None = None,
+    triggerer: bool = False,
 ) -> Run:
-    """Run a DAG until nothing can start any more: to its end, or until a task waits for its retry."""
-    bag = load_dags()
+    """Run a DAG until nothing can start any more: to its end, or until a task waits for its retry or, without *triggerer*, for its trigger."""
+    bag = load_dags(folder)
     assert not bag.import_errors, bag.import_errors
     DagBundlesManager().sync_bundles_to_db()
     sync_bag_to_db(bag, BUNDLE, None)
@@ -90,9 +98,11 @@ def run_dag(
                 instance.state = TaskInstanceState.SCHEDULED
             session.commit()
             for instance in ready:
-                result = _run_task(ti=instance, task=dag.task_dict[instance.task_id])
+                result = _run_task(ti=instance, task=dag.task_dict[instance.task_id], run_triggerer=triggerer)
                 if result is not None and result.error is not None:
                     run.errors[name_of(instance)] = result.error
+                if result is not None and isinstance(result.msg, DeferTask):
+                    run.deferred[name_of(instance)] = result.msg
         session.expire_all()
         run.state = str(dag_run.state)
         for instance in dag_run.get_task_instances(session=session):
