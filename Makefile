@@ -20,7 +20,7 @@ ifneq ($(HEALTHY),yes)
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test mutants check lock clean venv
+.PHONY: help demo test mutants check lock clean venv env
 
 help:  ## show these targets
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -62,6 +62,9 @@ check: $(STAMP)  ## lint, format, types and import contracts
 lock: $(STAMP)  ## compile requirements.txt from pyproject.toml for Python 3.10 to 3.13
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras \
 		--custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links pyproject.toml -o requirements.txt
+
+env:  ## write .env with fresh secrets for docker-compose.yaml, unless there is one (docs/docker.md)
+	@$(PYTHON) scripts/make_env.py
 
 clean:  ## remove .venv, caches and what the examples wrote
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis htmlcov .coverage .coverage.* build dist lake online.db*
