@@ -35,6 +35,7 @@ __all__ = [
     "Header",
     "encode",
     "headers",
+    "narrowed",
     "tombstones",
     "unstorable_rows",
 ]
@@ -284,6 +285,34 @@ def tombstones(keys: Sequence[bytes], at: int) -> EncodedBatch:
     return EncodedBatch(
         pa.array(keys, pa.binary()), values, zeros, zeros, np.full(len(keys), at, dtype=np.int64), tombstone=True
     )
+
+
+def narrowed(record: bytes, held: Mapping[str, FeatureType], wanted: Mapping[str, FeatureType]) -> bytes:
+    """A live *record* with the features *held* as `encode` lays out those *wanted* alone, of which each is held.
+
+    The schema id stays. Raises OnlineStoreError for a record that is shorter or longer than its schema says.
+    """
+    bitmap, position = 0, HEADER.size
+    if record[1] & HAS_NULLS:
+        position += (len(held) + 7) // 8
+        bitmap = int.from_bytes(record[HEADER.size : position], "little")
+    fixed, variable = {}, {}
+    end = position + sum(kind.width or LENGTH_BYTES for kind in held.values())
+    nulls = 0
+    for index, (name, kind) in enumerate(held.items()):
+        width = kind.width or LENGTH_BYTES
+        fixed[name], position = record[position : position + width], position + width
+        if kind.width is None:
+            start, end = end, end + int.from_bytes(fixed[name], "little")
+            variable[name] = record[start:end]
+        if name in wanted:
+            nulls |= (bitmap >> index & 1) << list(wanted).index(name)
+    if end != len(record):
+        raise _damaged(len(record), str(end))
+    flags = record[1] & ~HAS_NULLS | (HAS_NULLS if nulls else 0)
+    head = record[:1] + bytes([flags]) + record[2 : HEADER.size]
+    marks = nulls.to_bytes((len(wanted) + 7) // 8, "little") if nulls else b""
+    return b"".join((head, marks, *(fixed[name] for name in wanted), *(variable.get(name, b"") for name in wanted)))
 
 
 # --- decoding ----------------------------------------------------------------------------------------------------------
