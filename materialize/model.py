@@ -19,6 +19,7 @@ __all__ = [
     "Retention",
     "RunReport",
     "TableSettings",
+    "VerifySettings",
     "Watermark",
     "duration_text",
     "from_us",
@@ -130,6 +131,15 @@ class FeatureType:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """How a view is verified every day: a sample of its entities or all, which share may differ (0 to 1), and whether it is repaired."""
+
+    compare: Literal["sample", "full"] = "sample"
+    max_mismatched: float = 0.0
+    repair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureView:
     """A named set of features of one Delta table.
 
@@ -156,6 +166,7 @@ class FeatureView:
     timestamp_ntz: Literal["UTC"] | None = None
     on_rebuild_needed: Literal["fail", "auto"] = "fail"
     freshness: timedelta | None = None
+    verify: VerifySettings = field(default_factory=VerifySettings)
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property

@@ -151,8 +151,10 @@ def write_piece(
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
     with Writer(store, progress) as writer:
-        for batch, write in _encoded(work, read(work)):
-            writer.submit(batch, write)
+        for keys, part in _batches(work, read(work)):
+            floor = part.call.floor
+            batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
+            writer.submit(batch, part.call.write)
     for entities in work.gone:
         report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
@@ -181,7 +183,10 @@ class Snapshot:
 
         Yields: batches, each with the call that writes it as the entities' full state.
         """
-        return _encoded(self.work, _latest_rows(self.work, self.rows.having(rows), _replace(self.work)))
+        view, plan, call = self.work.view, self.work.plan, _replace(self.work)
+        for keys, part in _batches(self.work, _latest_rows(self.work, self.rows.having(rows), call)):
+            batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=call.floor)
+            yield batch, call.write
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
@@ -201,20 +206,18 @@ def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
     return table
 
 
-def _encoded(
-    work: _Piece, blocks: Iterator[_Block]
-) -> Iterator[tuple[EncodedBatch, Callable[[EncodedBatch], Outcomes]]]:
-    """The rows of *blocks* as records, in batches of bounded bytes, each with the call that writes it."""
+def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series, _Block]]:
+    """The rows of *blocks* in parts of bounded bytes, each with its entity keys, and with the versions that its records carry."""
     for block in _ahead(blocks):
         rows = block.features.height
         size = max(1, BATCH_BYTES * rows // (int(block.features.estimated_size()) + HEADER.size * rows + 1))
         for low in range(0, rows, size):
             part = block.order.slice(low, size)
-            keys = entity_keys(part, work.view.join_keys)
             stamped = latest.stamped(part, work.plan.generation, at=block.call.at)
-            features, floor = block.features.slice(low, size), block.call.floor
-            batch = codec.encode(keys, stamped, features, work.view, schema_id=work.plan.schema_id, floor=floor)
-            yield batch, block.call.write
+            yield (
+                entity_keys(part, work.view.join_keys),
+                _Block(stamped, block.features.slice(low, size), block.call),
+            )
 
 
 def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
-from materialize import codec, latest, watermark
+from materialize import decoder, latest, watermark
 from materialize.entity_key import entity_keys
-from materialize.errors import OnlineStoreError
+from materialize.errors import MismatchError, OnlineStoreError
 from materialize.model import Watermark, to_us
 from materialize.online.base import HEADER, TOMBSTONE
 from materialize.order import WRITTEN, stamp
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from materialize.online.base import OnlineStore
     from materialize.pipeline import Run
 
-__all__ = ["CONFIDENCE", "PROBLEMS", "SMALLEST", "VerifyReport", "sample_size", "verify"]
+__all__ = ["CONFIDENCE", "PROBLEMS", "SMALLEST", "VerifyReport", "sample_size", "tolerated", "verify"]
 
 #: How online can differ from offline.
 PROBLEMS = ("missing", "extra", "stale", "wrong")
@@ -59,7 +59,7 @@ DIGEST = {
 NEWEST = pl.col("version") == pl.col("version").max()
 MAY_BE_LATEST = NEWEST | (NEWEST & ~pl.col("exact")).any()
 #: What stands for bytes that are no record: a live record of no schema.
-FOREIGN = HEADER.pack(codec.FORMAT_VERSION, 0, 0, 0, 0, 0, 0)
+FOREIGN = HEADER.pack(decoder.FORMAT_VERSION, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,23 @@ class VerifyReport:
 def sample_size(confidence: float = CONFIDENCE, smallest: float = SMALLEST) -> int:
     """How many entities find a problem that the share *smallest* of all has, with probability *confidence*; both in (0, 1)."""
     return math.ceil(math.log(1 - confidence) / math.log(1 - smallest))
+
+
+def tolerated(report: VerifyReport, view: FeatureView, most: float) -> None:
+    """Raise MismatchError where a greater share than *most* (0 to 1) of the compared entities differs."""
+    if report.share <= most:
+        return
+    counts = ", ".join(f"{problem} {getattr(report, problem):,}" for problem in PROBLEMS)
+    repaired = report.repaired == report.mismatched
+    raise MismatchError(
+        f"feature view {view.name!r}: could not find the online store {report.store!r} equal to the table at version {report.version}: found that "
+        f"{report.mismatched:,} of {report.compared:,} compared entities differ ({counts}), expected at most {most:.4%}. "
+        + (
+            "All of them are repaired; find out who else writes to the store or what it lost."
+            if repaired
+            else f"{report.repaired:,} of them are repaired; the watermark stays. Run: materialize verify {view.name} --store {report.store} --repair"
+        )
+    )
 
 
 def verify(
@@ -202,7 +219,7 @@ def _held(known: _Known, batches: Iterable[tuple[list[bytes], list[bytes]]]) -> 
     parts = [pl.DataFrame(schema=COMPARED | {"version": pl.Int64, "floor": pl.Int64, "live": pl.Boolean})]
     for keys, found in batches:
         records = [record if _sound(record) else FOREIGN for record in found]
-        heads = codec.headers(records)
+        heads = decoder.headers(records)
         columns = {name: heads[name].astype(np.int64) for name in ("event_us", "created_us", "version", "floor")}
         live = heads["flags"] & TOMBSTONE == 0
         readable = pl.Series(known.readable(records, heads["schema"]), dtype=pl.Binary)
@@ -213,7 +230,7 @@ def _held(known: _Known, batches: Iterable[tuple[list[bytes], list[bytes]]]) -> 
 
 
 def _sound(record: bytes) -> bool:
-    return len(record) >= HEADER.size and record[0] == codec.FORMAT_VERSION
+    return len(record) >= HEADER.size and record[0] == decoder.FORMAT_VERSION
 
 
 class _Known:
@@ -234,7 +251,7 @@ class _Known:
     def _narrowed(self, record: bytes, schema_id: int) -> bytes | None:
         try:
             held = self.wider.get(schema_id)
-            return None if held is None else codec.narrowed(record, held, self.view.features)
+            return None if held is None else decoder.narrowed(record, held, self.view.features)
         except OnlineStoreError:
             return None
 

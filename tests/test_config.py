@@ -23,7 +23,7 @@ from materialize.config import (
     store_url,
 )
 from materialize.errors import ConfigError
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings
+from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -132,6 +132,7 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         timestamp_ntz: UTC
         on_rebuild_needed: auto
         freshness: 90m
+        verify: {max_mismatched: 0.5%, repair: true}
         """,
     )
 
@@ -147,7 +148,41 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         timedelta(weeks=2),
     )
     assert (view.timestamp_ntz, view.on_rebuild_needed, view.freshness) == ("UTC", "auto", timedelta(minutes=90))
+    assert view.verify == VerifySettings(compare="full", max_mismatched=0.005, repair=True)
     assert view.online_stores == ("default", "backup")
+
+
+@pytest.mark.parametrize(
+    ("verify", "expected"),
+    [
+        ("{compare: full}", VerifySettings("full", 0.0, repair=False)),
+        ("{max_mismatched: 12.5%}", VerifySettings("sample", 0.125, repair=False)),
+        ("{max_mismatched: 100 %}", VerifySettings("sample", 1.0, repair=False)),
+        ("{}", VerifySettings()),
+    ],
+)
+def test_verify_says_how_a_view_is_verified(folder: Path, verify: str, expected: VerifySettings) -> None:
+    write_view(folder, changed(verify=verify))
+
+    assert load(folder).feature_views["user_spending"].verify == expected
+
+
+@pytest.mark.parametrize(
+    ("verify", "problem"),
+    [
+        ("full", "verify: expected a mapping such as {compare: full, max_mismatched: 0.1%}, found 'full'"),
+        ("{compare: all}", "verify.compare: expected sample or full, found 'all'"),
+        ("{max_mismatched: 0.1}", "verify.max_mismatched: expected a percentage such as 0.1%, found 0.1"),
+        ("{max_mismatched: 101%}", "verify.max_mismatched: expected a percentage such as 0.1%, found '101%'"),
+        (
+            "{compare: sample, repair: true}",
+            "verify.compare: expected full, because a sample cannot be repaired, found 'sample'",
+        ),
+        ("{when: daily}", "verify.when: unknown key, expected one of compare, max_mismatched, repair"),
+    ],
+)
+def test_wrong_verify_is_told(folder: Path, verify: str, problem: str) -> None:
+    assert view_problems(folder, changed(verify=verify)) == [problem]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +350,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed, freshness (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness, verify (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from materialize import pipeline, watermark
-from materialize.codec import Header
+from materialize.decoder import Header
 from materialize.errors import OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import Retention, to_us
 from materialize.online.base import unpack_order
@@ -103,11 +103,17 @@ def damaged(table: Table, store: OnlineStore) -> dict[str, list[bytes]]:
     overwrite(store, b"u3", now[b"u4"])  # another entity's row, which is newer
     overwrite(store, b"u5", now[b"u5"][:-1])  # cut short
     overwrite(store, b"u9", now[b"u9"][:36] + b"\x02" + now[b"u9"][37:])  # another feature is null
+    overwrite(store, b"u7", now[b"u7"][:1] + b"\x02" + now[b"u7"][2:])  # says that it has nulls
     store.merge(VIEW, make_batch([Row(b"ghost", 5, 5, stamp(1, 1), now[b"u1"][36:])]), tie_wins=True, retention=FOREVER)
     store.replace(
         VIEW, make_batch([Row(b"u6", None, 0, stamp(1, 1))], floor=stamp(1, 1)), at=stamp(1, 1), retention=FOREVER
     )
-    return {"missing": [b"u0", b"u6"], "extra": [b"ghost"], "stale": [b"u1"], "wrong": [b"u2", b"u3", b"u5", b"u9"]}
+    return {
+        "missing": [b"u0", b"u6"],
+        "extra": [b"ghost"],
+        "stale": [b"u1"],
+        "wrong": [b"u2", b"u3", b"u5", b"u7", b"u9"],
+    }
 
 
 def test_after_a_run_nothing_differs(loaded: Table, any_store: OnlineStore) -> None:
@@ -126,8 +132,8 @@ def test_every_kind_of_damage_is_found_and_named(loaded: Table, any_store: Onlin
     report = checked(loaded, any_store)
 
     assert found(report) == expected
-    assert (report.compared, report.mismatched) == (11, 8)
-    assert report.share == 8 / 11
+    assert (report.compared, report.mismatched) == (11, 9)
+    assert report.share == 9 / 11
 
 
 def test_a_report_tells_no_entity_key(loaded: Table, any_store: OnlineStore) -> None:
@@ -147,7 +153,7 @@ def test_a_repair_touches_what_differs_and_nothing_else(loaded: Table, any_store
     report = checked(loaded, any_store, repair=True)
 
     now = records(loaded.view, any_store)
-    assert (found(report), report.repaired) == (expected, 8)
+    assert (found(report), report.repaired) == (expected, 9)
     assert found(checked(loaded, any_store)) == {}
     assert {key: record for key, record in now.items() if key not in bad} == {
         key: record for key, record in true.items() if key not in bad

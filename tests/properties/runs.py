@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from materialize import pipeline, watermark
-from materialize.codec import Decoder, Header
+from materialize.decoder import Decoder, Header
 from materialize.errors import MaterializeError, OfflineStoreError, OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import FeatureType, FeatureView, to_us
 from materialize.testing import CrashingStore
