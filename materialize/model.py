@@ -240,11 +240,16 @@ class Prices:
     bulk_gigabyte: float | None = None
 
 
+#: Rows of one run of the backfill form that nobody has to approve, unless a store's entry says otherwise: some minutes of full load.
+APPROVE_ABOVE_ROWS = 100_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class OnlineStoreConfig:
     """One entry of ``online_stores.yaml``; the repr has no URL.
 
     ``url`` is empty when the Airflow connection ``connection`` holds it; `Config.online_store` gives it with its URL.
+    ``approve_above_rows``: a run of the backfill form that brings more rows to the store waits for a person.
     """
 
     name: str
@@ -253,6 +258,7 @@ class OnlineStoreConfig:
     pool: str | None = None
     tables: TableSettings = field(default_factory=TableSettings)
     prices: Prices | None = None
+    approve_above_rows: int = APPROVE_ABOVE_ROWS
 
     @property
     def masked_url(self) -> str:

@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, 
 
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
+from materialize.model import (
+    APPROVE_ABOVE_ROWS,
+    FeatureType,
+    FeatureView,
+    OnlineStoreConfig,
+    Prices,
+    TableSettings,
+    VerifySettings,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +118,10 @@ class StoreKeys(Keys):
     pool: Text | None = Field(None, description="the name of an Airflow pool")
     tables: dict[str, Any] | None = Field(None, description="a mapping such as {point_in_time_recovery: true}")
     prices: dict[str, Any] | None = Field(None, description="a mapping such as {as_of: 2026-11-01, ...}")
+    approve_above_rows: PositiveInt = Field(
+        APPROVE_ABOVE_ROWS,
+        description="the rows of a run of the backfill form that nobody has to approve, such as 1000000",
+    )
 
 
 class TableKeys(Keys):
@@ -225,7 +237,9 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
         tables, prices = _settings(document, keys, name)
         try:
             url = checked_url(keys.url, root) if keys.url else ""
-            stores[name] = OnlineStoreConfig(name, url, keys.connection, keys.pool, tables, prices)
+            stores[name] = OnlineStoreConfig(
+                name, url, keys.connection, keys.pool, tables, prices, keys.approve_above_rows
+            )
         except ValueError as error:
             what, _, found = str(error).removeprefix("expected ").partition(", found ")
             hidden = document.variables.get((name, "url"))
