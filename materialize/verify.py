@@ -105,19 +105,19 @@ def sample_size(confidence: float = CONFIDENCE, smallest: float = SMALLEST) -> i
     return math.ceil(math.log(1 - confidence) / math.log(1 - smallest))
 
 
-def tolerated(report: VerifyReport, view: FeatureView, most: float) -> None:
+def tolerated(report: VerifyReport, most: float) -> None:
     """Raise MismatchError where a greater share than *most* (0 to 1) of the compared entities differs."""
     if report.share <= most:
         return
     counts = ", ".join(f"{problem} {getattr(report, problem):,}" for problem in PROBLEMS)
     repaired = report.repaired == report.mismatched
     raise MismatchError(
-        f"feature view {view.name!r}: could not find the online store {report.store!r} equal to the table at version {report.version}: found that "
+        f"feature view {report.view!r}: could not find the online store {report.store!r} equal to the table at version {report.version}: found that "
         f"{report.mismatched:,} of {report.compared:,} compared entities differ ({counts}), expected at most {most:.4%}. "
         + (
             "All of them are repaired; find out who else writes to the store or what it lost."
             if repaired
-            else f"{report.repaired:,} of them are repaired; the watermark stays. Run: materialize verify {view.name} --store {report.store} --repair"
+            else f"{report.repaired:,} of them are repaired; the watermark stays. Run: materialize verify {report.view} --store {report.store} --repair"
         )
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -22,6 +23,7 @@ from materialize.config import (
     storage_options,
     store_url,
 )
+from materialize.config.yaml import parse
 from materialize.errors import ConfigError
 from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
 
@@ -202,6 +204,30 @@ def test_source_with_a_scheme_or_an_absolute_path_stays(folder: Path, source: st
     write_view(folder, changed(source=source))
 
     assert load(folder).feature_views["user_spending"].source == source
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("on", "on"),
+        ("no", "no"),
+        ("y", "y"),
+        ("1:30", "1:30"),
+        ("2026-11-01T10:00", "2026-11-01T10:00"),
+        ("0b1", "0b1"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2_and_no_more(folder: Path, text: str, value: str) -> None:
+    write_view(folder, changed(description=text))
+
+    assert load(folder).feature_views["user_spending"].description == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("0o10", 8), ("0x10", 16), ("1e3", 1000.0), ("TRUE", True), ("-.inf", -math.inf)]
+)
+def test_numbers_are_read_as_yaml_1_2_says(text: str, value: object) -> None:
+    assert parse(f"a: {text}") == ({"a": value}, [])
 
 
 def test_relative_paths_start_at_the_parent_of_the_config_folder(
@@ -545,7 +571,8 @@ def test_other_ending_is_a_problem(folder: Path) -> None:
         ("text", "expected a mapping such as 'source: ...', found 'text'"),
         ("a: 2024-99-99\n", "expected YAML with text, lists and mappings, found a character or a value that cannot be read"),
         ("a: \x01\n", "expected YAML with text, lists and mappings, found a character or a value that cannot be read"),
-        ("a: " + "[" * 5000, "expected YAML with text, lists and mappings, found a character or a value that cannot be read"),
+        ("a: " + "[" * 5000, "line 2: expected YAML, found an error in it: did not find expected node content"),
+        ("[a]: b\n", "line 1: expected YAML, found an error in it: a list or a mapping as a key"),
     ],
 )  # fmt: skip
 def test_file_without_a_mapping_is_a_problem(folder: Path, text: str, problem: str) -> None:
@@ -783,7 +810,7 @@ def test_settings_stay_when_an_airflow_connection_gives_the_url(folder: Path) ->
         (prices_with(as_of="2026-11"), f"{AS_OF}, found other text"),
         (prices_with(as_of="'2026-11-01'"), f"{AS_OF}, found other text"),
         (prices_with(as_of="2026"), f"{AS_OF}, found 2026"),
-        (prices_with(as_of="2026-11-01 10:00:00"), f"{AS_OF}, found datetime.datetime(2026, 11, 1, 10, 0)"),
+        (prices_with(as_of="2026-11-01 10:00:00"), f"{AS_OF}, found other text"),
         (prices_with(as_of=""), f"{AS_OF}, found nothing"),
         (prices_with(currency="7"), f"{CURRENCY}, found 7"),
         (prices_with(currency="''"), f"{CURRENCY}, found ''"),

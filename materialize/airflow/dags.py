@@ -99,9 +99,8 @@ def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path) -> 
 def add_view(view: FeatureView, store: str, pool: str | None) -> None:
     """The tasks of one feature view and store: plan -> write (one per piece) -> commit -> publish, in the store's *pool*."""
     target = {"view": view.name, "store": store}
-    # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return; TaskGroup has poor types too.
-    own: Any = ({"owner": view.owner} if view.owner else {}) | ({"pool": pool} if pool else {})
-    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=own):
+    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=group_defaults(view, pool)):
+        # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return.
         pieces: Any = task(tasks.plan)(**target)
         plan = pieces[tasks.PLAN]
         labelled = task(map_index_template=tasks.PIECE_TEMPLATE)(tasks.write)
@@ -109,3 +108,8 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
         # NONE_FAILED: without pieces `write` is skipped, and the watermark has to move all the same.
         report: Any = task(trigger_rule=TriggerRule.NONE_FAILED)(tasks.commit)(**target, plan=plan, pieces=written)
         task(inlets=[tasks.table(view)], outlets=[tasks.asset(view.name, store)])(tasks.publish)(report)
+
+
+def group_defaults(view: FeatureView, pool: str | None) -> Any:
+    """What the tasks of one feature view in one store have of their own. Any, because TaskGroup has poor types."""
+    return ({"owner": view.owner} if view.owner else {}) | ({"pool": pool} if pool else {})

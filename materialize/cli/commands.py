@@ -254,7 +254,7 @@ def _verify(options: Options, target: Target, *, sample: int | None, repair: boo
         for problem, those in report.keys.items():
             for key in those:
                 print_facts({**target.names, "problem": problem, "key": key.decode()}, as_json=options.as_json)
-    tolerated(report, target.view, target.view.verify.max_mismatched)
+    tolerated(report, target.view.verify.max_mismatched)
 
 
 @contextmanager
