@@ -18,8 +18,9 @@ import polars as pl
 
 from materialize import decoder, latest, watermark
 from materialize.entity_key import entity_keys
-from materialize.errors import MismatchError, OnlineStoreError
+from materialize.errors import OnlineStoreError
 from materialize.model import Watermark, to_us
+from materialize.offline import open_table, total_rows
 from materialize.online.base import HEADER, TOMBSTONE
 from materialize.order import WRITTEN, stamp
 from materialize.piece import Snapshot, no_progress
@@ -37,7 +38,15 @@ if TYPE_CHECKING:
     from materialize.online.base import OnlineStore
     from materialize.pipeline import Run
 
-__all__ = ["CONFIDENCE", "PROBLEMS", "SMALLEST", "VerifyReport", "sample_size", "tolerated", "verify"]
+__all__ = [
+    "CONFIDENCE",
+    "PROBLEMS",
+    "SMALLEST",
+    "VerifyReport",
+    "plan_comparison",
+    "sample_size",
+    "verify",
+]
 
 #: How online can differ from offline.
 PROBLEMS = ("missing", "extra", "stale", "wrong")
@@ -105,20 +114,21 @@ def sample_size(confidence: float = CONFIDENCE, smallest: float = SMALLEST) -> i
     return math.ceil(math.log(1 - confidence) / math.log(1 - smallest))
 
 
-def tolerated(report: VerifyReport, most: float) -> None:
-    """Raise MismatchError where a greater share than *most* (0 to 1) of the compared entities differs."""
+def mismatch(report: VerifyReport, most: float) -> str | None:
+    """The message of a MismatchError where a greater share than *most* (0 to 1) of the compared entities differs, else None."""
     if report.share <= most:
-        return
+        return None
     counts = ", ".join(f"{problem} {getattr(report, problem):,}" for problem in PROBLEMS)
-    repaired = report.repaired == report.mismatched
-    raise MismatchError(
-        f"feature view {report.view!r}: could not find the online store {report.store!r} equal to the table at version {report.version}: found that "
-        f"{report.mismatched:,} of {report.compared:,} compared entities differ ({counts}), expected at most {most:.4%}. "
-        + (
-            "All of them are repaired; find out who else writes to the store or what it lost."
-            if repaired
-            else f"{report.repaired:,} of them are repaired; the watermark stays. Run: materialize verify {report.view} --store {report.store} --repair"
+    if report.repaired == report.mismatched:
+        state = "All of them are repaired; find out who else writes to the store or what it lost."
+    else:
+        state = (
+            f"{report.repaired:,} of them are repaired; the watermark stays. "
+            f"Run: materialize verify {report.view} --store {report.store} --repair"
         )
+    return (
+        f"feature view {report.view!r}: could not find the online store {report.store!r} equal to the table at version {report.version}: found that "
+        f"{report.mismatched:,} of {report.compared:,} compared entities differ ({counts}), expected at most {most:.4%}. {state}"
     )
 
 
@@ -135,7 +145,7 @@ def verify(
     under way; OfflineStoreError when the table cannot be read at that version.
     """
     started = time.monotonic()
-    text, plan = _position(view, store, run)
+    plan = plan_comparison(view, store, store_name=run.store_name, run_id=run.run_id)
     if repair:
         plan = replace(plan, schema_id=with_retry(partial(watermark.register_schema, store, view)))
     known = _Known(view, with_retry(partial(watermark.schemas, store, view.name)))
@@ -149,7 +159,7 @@ def verify(
         held = pl.concat([held, _held(known, _read(view, store, others))])
     found = _compared(view, wanted, held, plan, to_us(run.now()))
     found = _without_ties(view, snapshot, rows, found)
-    repaired = _repair(view, store, run, text, plan, found) if repair else 0
+    repaired = _repair(view, store, run, plan, found) if repair else 0
     keys = {problem: found.filter(problem=problem)["key"].to_list() for problem in PROBLEMS}
     return VerifyReport(
         view=view.name,
@@ -166,34 +176,34 @@ def verify(
     )
 
 
-def _position(view: FeatureView, store: OnlineStore, run: Run) -> tuple[str, Plan]:
-    """The watermark's text and the rebuild whose result the store should hold."""
+def plan_comparison(view: FeatureView, store: OnlineStore, *, store_name: str, run_id: str) -> Plan:
+    """The rebuild whose result the store should hold, at the watermark's version. Raises as `verify` does."""
     text = with_retry(partial(watermark.read_text, store, view.name))
     mark = None if text is None else Watermark.from_json(text)
     changed = None if mark is None else changed_view(view, mark)
-    if text is None or mark is None or mark.version is None or changed:
+    if mark is None or mark.version is None or changed:
         what = "it never loaded" if mark is None else changed or f"the snapshot run {mark.run_id} did not finish"
         raise OnlineStoreError(
             f"feature view {view.name!r}: could not compare {store.location} with the table: found that {what}, expected a finished run. "
             f"Nothing was written. Run: materialize incremental {view.name}"
         )
-    plan = Plan(
+    table = open_table(view, mark.version)
+    return Plan(
         view=view.name,
-        store=run.store_name,
+        store=store_name,
         mode="rebuild",
-        run_id=run.run_id,
+        run_id=run_id,
         table_id=mark.table_id,
         from_version=None,
         to_version=mark.version,
         generation=mark.generation,
         snapshot=True,
         pieces=1,
-        rows=0,
+        rows=total_rows((file.rows, file.size) for file in table.snapshot_files()),
         reason="compare online with offline",
         engine=latest.ENGINE,
         watermark=text,
     )
-    return text, plan
 
 
 # --- what is compared: key, order, flags and a hash of the features' bytes ---------------------------------------------
@@ -350,7 +360,7 @@ def _without_ties(view: FeatureView, snapshot: Snapshot, rows: pl.DataFrame, fou
 # --- the repair --------------------------------------------------------------------------------------------------------
 
 
-def _repair(view: FeatureView, store: OnlineStore, run: Run, text: str, plan: Plan, found: pl.DataFrame) -> int:
+def _repair(view: FeatureView, store: OnlineStore, run: Run, plan: Plan, found: pl.DataFrame) -> int:
     """Write the snapshot's state of the entities that differ. Returns: how many were written or removed."""
     bad = found.filter(pl.col("problem").is_in(PROBLEMS))
     if bad.is_empty():
@@ -359,10 +369,11 @@ def _repair(view: FeatureView, store: OnlineStore, run: Run, text: str, plan: Pl
     if not bad.filter(pl.col("floor") >= at).is_empty():
         # A record with this snapshot's floor refuses to be written again. In a new generation it does not; a run that began in
         # the old one can no longer move the watermark, so the next run brings again what the repair refused of it.
-        mark = Watermark.from_json(text)
+        assert plan.watermark is not None  # noqa: S101 - there is nothing to compare with without one
+        mark = Watermark.from_json(plan.watermark)
         moved = replace(mark, generation=mark.generation + 1, run_id=run.run_id)
         plan = replace(plan, generation=moved.generation)
-        plan = replace(plan, watermark=with_retry(partial(watermark.move, store, view.name, text, moved)))
+        plan = replace(plan, watermark=with_retry(partial(watermark.move, store, view.name, plan.watermark, moved)))
     gone = bad.filter(problem="extra")["key"].to_list()
     snapshot = Snapshot(view, store, plan, run.now())
     rows = _of(view, snapshot.rows.frame, bad.filter(pl.col("problem") != "extra")["key"])

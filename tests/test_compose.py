@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
-from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).parent.parent
 COMPOSE, DOCKERFILE = PROJECT / "docker-compose.yaml", PROJECT / "Dockerfile"
@@ -93,7 +93,7 @@ def interpolated(node, environment):
 
 def read(text: str):
     """Compose reads YAML into plain values, with anchors and merges resolved."""
-    return json.loads(json.dumps(YAML(typ="safe", pure=True).load(text)))
+    return json.loads(json.dumps(yaml.safe_load(text)))
 
 
 def make_env(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

@@ -32,6 +32,8 @@ DOC = """\
 |---|---|
 | interval backfill | loads the rows with event times in `[start, end)` again, at each table's current version; an older value never replaces a newer one, and the watermark stays |
 | rebuild | replaces everything online by the table's newest snapshot, whatever the store holds, and moves the watermark; for recovery, and where an error says `RebuildNeeded` |
+| verify | compares every entity online with the table at the watermark's version; `judge` is red when more differ than the view tolerates |
+| verify and repair | the same, and writes the entities that differ again, and no other |
 
 A dry run, which is the default, ends after `summary`, whose log shows the plan as a table - rows, pieces, minutes, gigabytes, and what it
 costs where a store bills by the row - and writes nothing.
@@ -91,12 +93,14 @@ def backfill_dag(dags_folder: Path) -> DAG:
 
 
 def add_store(store: str, pool: str | None, chosen: Any, summed: Any, approval: Approval) -> None:
-    """The tasks that write to one store: targets -> begin (one per view) -> batches -> write (one per batch) -> commit (one per view)."""
+    """The tasks of one store: targets -> begin (one per view) -> batches -> write (one per batch) -> commit (one per view), or
+    compared -> verify (one per view) -> judge.
+    """
     group: Any = {"pool": pool} if pool else {}
     with TaskGroup(f"to_{store}", default_args=group):
         # NONE_FAILED: mostly nobody has to approve.
         gate = task(trigger_rule=TriggerRule.NONE_FAILED)(form_tasks.targets)
-        targets: Any = gate(store=store, targets=chosen, summed=summed)
+        targets: Any = gate(store=store, targets=chosen, summed=summed, compare=False)
         approval >> targets
         # What has failed for one view is told by its own commit.
         go_on = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
@@ -106,6 +110,11 @@ def add_store(store: str, pool: str | None, chosen: Any, summed: Any, approval: 
         written: Any = task(map_index_template=tasks.PIECE_TEMPLATE)(form_tasks.write).expand(batch=cut)
         last = task(trigger_rule=go_on, outlets=[form_tasks.BACKFILLED], map_index_template=tasks.PIECE_TEMPLATE)
         begun >> last(form_tasks.commit).partial(written=written[form_tasks.REPORTS]).expand(target=targets)
+        named = task(outlets=[form_tasks.BACKFILLED], map_index_template=tasks.PIECE_TEMPLATE)
+        compared: Any = gate.override(task_id="compared")(store=store, targets=chosen, summed=summed, compare=True)
+        approval >> compared
+        reports: Any = named(form_tasks.verify).expand(target=compared)
+        task(trigger_rule=go_on)(form_tasks.judge)(compared, reports)
 
 
 def form(config: Config) -> dict[str, Param]:
@@ -125,7 +134,7 @@ def form(config: Config) -> dict[str, Param]:
             type="string",
             enum=list(form_tasks.MODES),
             title="Mode",
-            description="A rebuild takes the whole table: leave start and end empty.",
+            description="All but an interval backfill take the whole table: leave start and end empty.",
         ),
         "start": Param(
             default=None,

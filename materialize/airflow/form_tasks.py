@@ -13,15 +13,15 @@ import structlog
 from airflow.sdk import AssetAlias, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from materialize.airflow import tasks
+from materialize.airflow import tasks, verification
 from materialize.config import load
 from materialize.errors import UnavailableError
-from materialize.model import Interval
+from materialize.model import Interval, VerifySettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from materialize.model import FeatureView, Mode
+    from materialize.model import FeatureView
     from materialize.plan import Plan
 
 __all__ = [
@@ -36,9 +36,11 @@ __all__ = [
     "begin",
     "check_form",
     "commit",
+    "judge",
     "plan",
     "summary",
     "targets",
+    "verify",
     "write",
 ]
 
@@ -47,7 +49,14 @@ log = structlog.get_logger(__name__)
 #: The choice that stands for every online store of a view.
 EVERY_STORE = "every store of the view"
 #: What the form can do, by the names that it shows.
-MODES: dict[str, Mode] = {"interval backfill": "backfill", "rebuild": "rebuild"}
+MODES = {
+    "interval backfill": "backfill",
+    "rebuild": "rebuild",
+    "verify": "verify",
+    "verify and repair": "repair",
+}
+#: Those that compare every entity with the table instead of loading.
+COMPARISONS = ("verify", "repair")
 #: The fields of the form.
 FORM_FIELDS = ("views", "mode", "start", "end", "store", "dry_run", "parallel")
 #: Tasks that write to one store at once: at least, by default, at most. Airflow maps at most 1,024.
@@ -128,16 +137,21 @@ def interval(target: dict[str, Any]) -> Interval | None:
 def plan(target: dict[str, Any]) -> dict[str, Any]:
     """What the form would do to one view and store, and an estimate of what it takes. Writes nothing."""
     from materialize.pipeline import make_plan
+    from materialize.verify import plan_comparison
 
     view, store, mode = (target[name] for name in ("view", "store", "mode"))
     name_in_ui(view, store)
     with tasks.opened(view, store) as (feature_view, online):
-        made = make_plan(
-            feature_view, online, mode=mode, store_name=store, run_id=tasks.run_id(), interval=interval(target)
-        )
-        costs = online.estimate(feature_view, made.rows, mode, first=made.watermark is None)
+        names = {"store_name": store, "run_id": tasks.run_id()}
+        if mode in COMPARISONS:
+            made = plan_comparison(feature_view, online, **names)
+            costs = online.estimate(feature_view, made.rows, "verify", first=False)
+        else:
+            made = make_plan(feature_view, online, mode=mode, interval=interval(target), **names)
+            costs = online.estimate(feature_view, made.rows, mode, first=made.watermark is None)
     tasks.log_plan(made)
-    told = {name: getattr(made, name) for name in ("view", "store", "mode", "rows", "pieces", "to_version", "reason")}
+    told = {name: getattr(made, name) for name in ("view", "store", "rows", "pieces", "to_version", "reason")}
+    told["mode"] = mode
     estimate = {"minutes": minutes(made, get_current_context()["params"]["parallel"])} | costs
     return told | estimate | {"gigabytes": round(record_bytes(feature_view) * made.rows / 1e9, 3), "costs": costs}
 
@@ -160,7 +174,8 @@ def summary(targets: list[dict[str, Any]], plans: Sequence[dict[str, Any]]) -> d
     stores = load(tasks.current_config_dir()).online_stores
     rows: dict[str, int] = {}
     for one in found.values():
-        rows[one["store"]] = rows.get(one["store"], 0) + one["rows"]
+        if one["mode"] not in COMPARISONS:
+            rows[one["store"]] = rows.get(one["store"], 0) + one["rows"]
     approval = [
         f"{store}: {count:,} rows, more than approve_above_rows: {stores[store].approve_above_rows:,}"
         for store, count in rows.items()
@@ -170,7 +185,7 @@ def summary(targets: list[dict[str, Any]], plans: Sequence[dict[str, Any]]) -> d
     for line in markdown.splitlines():
         log.info(line)
     return {
-        "rows": sum(rows.values()),
+        "rows": sum(one["rows"] for one in found.values()),
         "pieces": sum(one["pieces"] for one in found.values()),
         "planned": [list(pair) for pair in found],
         "approval": approval,
@@ -198,15 +213,23 @@ def table(plans: list[dict[str, Any]]) -> list[str]:
 # The work --------------------------------------------------------------------------------------------------------------
 
 
-def targets(store: str, targets: list[dict[str, Any]], summed: dict[str, Any]) -> list[dict[str, Any]]:
-    """The chosen views that are written to *store*. Skipped with a sentence in a dry run, and when there are none."""
+def targets(
+    store: str, targets: list[dict[str, Any]], summed: dict[str, Any], *, compare: bool
+) -> list[dict[str, Any]]:
+    """The chosen views to load into *store*, or to *compare* with it. Skipped with a sentence in a dry run, and when there are none."""
     if get_current_context()["params"]["dry_run"]:
         raise AirflowSkipException(
             "dry run: nothing was written. The plan is in the log of summary; trigger the DAG again without the dry run to do it."
         )
-    own = [one | {"planned": [one["view"], store] in summed["planned"]} for one in targets if one["store"] == store]
+    own = [
+        one | {"planned": [one["view"], store] in summed["planned"]}
+        for one in targets
+        if one["store"] == store and (one["mode"] in COMPARISONS) == compare
+    ]
     if not own:
-        raise AirflowSkipException(f"nothing to do: no chosen feature view goes to online store {store!r} in this run.")
+        raise AirflowSkipException(
+            f"nothing to do: no chosen feature view is {'compared with' if compare else 'loaded into'} online store {store!r} in this run."
+        )
     return own
 
 
@@ -219,11 +242,7 @@ def begin(target: dict[str, Any]) -> dict[str, Any]:
 
     view, store = target["view"], target["store"]
     name_in_ui(view)
-    if not target["planned"]:
-        raise AirflowFailException(
-            f"could not begin feature view {view!r} in online store {store!r}: found no plan, expected the one of the task plan, "
-            "whose log says what is wrong. Nothing was written. Put it right and clear that task with its downstream."
-        )
+    must_be_planned(target, "begin")
     with tasks.opened(view, store) as (feature_view, online):
         made = pipeline.make_plan(
             feature_view,
@@ -235,6 +254,14 @@ def begin(target: dict[str, Any]) -> dict[str, Any]:
         )
         tasks.log_plan(made)
         return pipeline.begin(feature_view, online, made).to_dict()
+
+
+def must_be_planned(target: dict[str, Any], doing: str) -> None:
+    if not target["planned"]:
+        raise AirflowFailException(
+            f"could not {doing} feature view {target['view']!r} in online store {target['store']!r}: found no plan, expected the one of the task plan, "
+            "whose log says what is wrong. Nothing was written. Put it right and clear that task with its downstream."
+        )
 
 
 def batches(plans: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -338,3 +365,28 @@ def commit(target: dict[str, Any], written: Sequence[list[dict[str, Any]]]) -> d
     if done.changed or (retried and done.unchanged):
         context["outlet_events"][BACKFILLED].add(tasks.asset(view, store), extra=tasks.event_extra(report))
     return report
+
+
+# The comparison --------------------------------------------------------------------------------------------------------
+
+
+def verify(target: dict[str, Any]) -> dict[str, Any]:
+    """Compare every entity of one view in one store, and repair it if the form says so. Returns the report."""
+    view, store = target["view"], target["store"]
+    name_in_ui(view)
+    must_be_planned(target, "compare")
+    settings = VerifySettings("full", repair=target["mode"] == "repair")
+    report = verification.verify_view(view, store, settings)
+    get_current_context()["outlet_events"][BACKFILLED].add(verification.verified(view, store), extra=report)
+    return report
+
+
+def judge(targets: list[dict[str, Any]], reports: Sequence[dict[str, Any]]) -> None:
+    """Fail when a view differs by more than it tolerates, or could not be compared."""
+    found = reports[:]
+    verification.judge(found)
+    if lacking := {one["view"] for one in targets} - {report["view"] for report in found}:
+        raise AirflowFailException(
+            f"could not compare {', '.join(sorted(lacking))}: found no report, the logs of verify say why. Nothing was written to these. "
+            "Put it right and clear the failed tasks with their downstream."
+        )

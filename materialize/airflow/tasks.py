@@ -178,11 +178,11 @@ def opened(view: str, store: str, folder: Path | None = None) -> Iterator[tuple[
         yield known, online
 
 
-def moment(name: str, text: str | None, mode: Mode, problems: list[str]) -> datetime | None:
+def moment(name: str, text: str | None, mode: str, problems: list[str]) -> datetime | None:
     """The form field *name* as a time; adds to *problems* and returns None when it is not what *mode* wants."""
-    if mode == "rebuild":
+    if mode != "backfill":
         if text:
-            problems.append(f"{name}: expected nothing, because a rebuild takes the whole table, found {text!r}")
+            problems.append(f"{name}: expected nothing, because a {mode} takes the whole table, found {text!r}")
         return None
     if not text:
         problems.append(f"{name}: expected a time such as '2026-01-31T00:00:00Z', found nothing")

@@ -10,8 +10,10 @@ from airflow.sdk import DAG, Asset, TaskGroup, get_current_context, task
 from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS, group_defaults
 from materialize.config import load
+from materialize.errors import MismatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from materialize.model import FeatureView, VerifySettings
@@ -68,7 +70,7 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
         read, told = [tasks.table(view), tasks.asset(view.name, store)], [verified(view.name, store)]
         # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return.
         report: Any = task(task_id="verify", inlets=read, outlets=told)(compare)(view=view.name, store=store)
-        task(judge)(report, most=view.verify.max_mismatched)
+        task(judge)([report])
 
 
 def compare(view: str, store: str) -> dict[str, Any]:
@@ -95,8 +97,12 @@ def verify_view(view: str, store: str, settings: VerifySettings | None = None) -
     return report
 
 
-def judge(report: dict[str, Any], most: float) -> None:
-    """Fail when a greater share than *most* of the compared entities differs."""
-    from materialize.verify import VerifyReport, tolerated
+def judge(reports: Sequence[dict[str, Any]]) -> None:
+    """Fail when a greater share of the compared entities differs than the view's YAML tolerates, naming each such view."""
+    from materialize.verify import VerifyReport, mismatch
 
-    tolerated(VerifyReport(**report, keys={}), most)
+    views = load(tasks.current_config_dir()).feature_views
+    found = [VerifyReport(**report, keys={}) for report in reports[:]]
+    messages = [mismatch(report, views[report.view].verify.max_mismatched) for report in found]
+    if any(messages):
+        raise MismatchError("\n".join(filter(None, messages)))

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
+from materialize.errors import MismatchError
 from materialize.model import Interval, duration_text, from_us
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _run(
 
 
 def _verify(options: Options, target: Target, *, sample: int | None, repair: bool, keys: bool) -> None:
-    from materialize.verify import tolerated, verify
+    from materialize.verify import mismatch, verify
 
     with _watched(f"verify {target.view.name} in {target.store_name}") as progress:
         report = verify(target.view, target.store, _new_run(target, progress), sample=sample, repair=repair)
@@ -254,7 +255,8 @@ def _verify(options: Options, target: Target, *, sample: int | None, repair: boo
         for problem, those in report.keys.items():
             for key in those:
                 print_facts({**target.names, "problem": problem, "key": key.decode()}, as_json=options.as_json)
-    tolerated(report, target.view.verify.max_mismatched)
+    if message := mismatch(report, target.view.verify.max_mismatched):
+        raise MismatchError(message)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from materialize.errors import OnlineStoreError
 from materialize.order import Record
@@ -135,8 +135,11 @@ class OnlineStore(ABC):
         """Make what the store needs before the first run of *view*, or what of it is lacking. Returns: what was done."""
         return []
 
-    def estimate(self, view: FeatureView, rows: int, mode: Mode, *, first: bool) -> dict[str, Any]:  # noqa: ARG002 - most stores cost nothing per row
-        """What a run of *mode* that brings at most *rows* costs, as facts for people. *first*: it loads the view. Reads no record."""
+    def estimate(self, view: FeatureView, rows: int, mode: Mode | Literal["verify"], *, first: bool) -> dict[str, Any]:  # noqa: ARG002 - most stores cost nothing per row
+        """What a run of *mode* that brings at most *rows* costs, or a full comparison with them, as facts for people.
+
+        *first*: it loads the view. Reads no record.
+        """
         return {}
 
     def bulk(self, view: str, location: str) -> BulkStore:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,7 @@ def filled(**changes: Any) -> dict[str, Any]:
         ({"start": "2026-01-31T00:00:00"}, "start: expected a time with a time zone such as '2026-01-31T00:00:00Z'"),
         ({"end": START.isoformat()}, "end: expected a time after the start"),
         ({"dryrun": True}, "unknown fields 'dryrun'; the form has views, mode, start, end, store, dry_run, parallel"),
+        ({"mode": "verify", "start": None}, "end: expected nothing, because a verify takes the whole table, found"),
         ({"mode": "rebuild", "end": None}, "start: expected nothing, because a rebuild takes the whole table, found"),
         ({"store": "second"}, "store: feature view 'spending' is served from default, found 'second'"),
     ],
@@ -108,6 +111,57 @@ def test_chosen_views_are_loaded_and_the_watermark_stays(project: Project) -> No
     assert project.amount("spending", 7) is None, "the end is not part of the interval"
     assert project.watermark("spending") == before
     assert {name: extra["written"] for name, extra in run.events.items()} == {"default/spending": 1, "default/risk": 1}
+
+
+def lose(project: Project, view: str, user: int) -> None:
+    with closing(sqlite3.connect(project.root / "online.db")) as connection, connection:
+        connection.execute("DELETE FROM records WHERE view = ? AND entity_key = ?", (view, str(user).encode()))
+
+
+def test_verify_reports_each_view_and_is_red_where_one_differs(project: Project) -> None:
+    run_dag("materialize_hourly")
+    lose(project, "spending", 1)
+
+    run = run_dag(FORM, conf={"views": ["spending", "risk"], "mode": "verify", "dry_run": False})
+
+    assert run.state == "failed"
+    assert {name for name, state in run.tasks.items() if state == "failed"} == {"to_default.judge"}
+    assert "1 of 1 compared entities differ (missing 1" in str(run.errors["to_default.judge"])
+    assert {name: extra["missing"] for name, extra in run.events.items()} == {
+        "default/spending/verified": 1,
+        "default/risk/verified": 0,
+    }
+    assert project.vector("spending", 1).status == "missing"
+    assert run.tasks["to_default.begin"] == run.tasks["approve"] == "skipped"
+    assert run.labels["to_default.verify[0]"] == "spending"
+
+
+def test_verify_and_repair_mends_and_a_view_that_cannot_be_compared_holds_back_no_other(project: Project) -> None:
+    run_dag("materialize_hourly")
+    lose(project, "spending", 1)
+    everything = {"views": ["profile", "spending"], "mode": "verify and repair", "dry_run": False}
+
+    run = run_dag(FORM, conf=everything)
+    again = run_dag(FORM, conf=everything)
+
+    assert project.amount("spending", 1) == 1.0
+    assert (run.tasks["plan[0]"], run.tasks["to_default.judge"]) == ("failed", "failed")
+    assert "All of them are repaired" in str(run.errors["to_default.judge"])
+    assert "could not compare profile: found no report" in str(again.errors["to_default.judge"])
+    assert "it never loaded" in str(again.errors["plan[0]"])
+    assert again.state == "failed"
+
+
+def test_a_dry_run_of_a_comparison_shows_its_rows_and_compares_nothing(project: Project) -> None:
+    run_dag("materialize_hourly")
+    lose(project, "spending", 1)
+
+    run = run_dag(FORM, conf={"views": ["spending"], "mode": "verify and repair"})
+
+    assert run.state == "success"
+    assert (run.values["plan[0]"]["mode"], run.values["plan[0]"]["rows"]) == ("repair", 1)
+    assert run.tasks["to_default.verify"] == "skipped"
+    assert project.vector("spending", 1).status == "missing"
 
 
 def test_rebuild_replaces_what_is_online_and_moves_the_watermark(project: Project) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from materialize.online.base import HEADER
 from materialize.online.dynamodb.items import OTHER_BYTES, UNIT_BYTES
@@ -14,6 +14,8 @@ __all__ = ["estimate"]
 
 #: What a text of a key or a feature takes, as nobody knows before it is read.
 TYPICAL_TEXT = 16
+#: Bytes of a scan that are one read unit.
+READ_BYTES = 4_096
 #: How most rows of a run begin, as `load.Met` will find.
 WAYS = {
     "incremental": "conditional updates, inserts where most entities are new",
@@ -23,14 +25,20 @@ WAYS = {
 
 
 def estimate(
-    view: FeatureView, rows: int, mode: Mode, rate: float, prices: Prices | None, *, first: bool
+    view: FeatureView, rows: int, mode: Mode | Literal["verify"], rate: float, prices: Prices | None, *, first: bool
 ) -> dict[str, Any]:
     """Upper bounds: every row is another entity, and every one is written. *rate*: write units a second."""
     record = HEADER.size + sum(kind.width or TYPICAL_TEXT for kind in view.features.values())
     item = record + TYPICAL_TEXT * len(view.join_keys) + OTHER_BYTES
+    if mode == "verify":
+        units = -(-rows * item // READ_BYTES)
+        facts: dict[str, Any] = {"way": "a consistent scan of the table", "read_units": units}
+        if prices is not None:
+            facts["cost"] = _money(units * prices.million_read_units / 1e6, prices)
+        return facts
     units = rows * -(-item // UNIT_BYTES)
     reads = rows if mode == "backfill" else 0
-    facts: dict[str, Any] = {
+    facts = {
         "way": WAYS[mode],
         "write_units": units,
         "read_units": reads,

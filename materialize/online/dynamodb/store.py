@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -199,7 +199,7 @@ class DynamoDbStore(OnlineStore):
         with self.client.translated(f"set up the table {table} of", view):
             return tables.make(self.client.api, table, self.keys, self.settings)
 
-    def estimate(self, view: FeatureView, rows: int, mode: Mode, *, first: bool) -> dict[str, Any]:
+    def estimate(self, view: FeatureView, rows: int, mode: Mode | Literal["verify"], *, first: bool) -> dict[str, Any]:
         with self.client.translated(f"read the capacity of feature view {view.name!r} in", view.name):
             rate = self.pace(self.address.table(view.name)).full
         return estimate(view, rows, mode, rate, self.prices, first=first)
