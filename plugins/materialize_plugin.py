@@ -18,7 +18,7 @@ class MaterializePlugin(AirflowPlugin):
     #: An entry of the navigation; the page is framed. Relative to the base of Airflow's UI, so that it works below any path.
     external_views: ClassVar[list[dict[str, str]]] = [
         {
-            "name": "Feature freshness",
+            "name": "Freshness",
             "href": "materialize/freshness",
             "destination": "nav",
             "url_route": "materialize-freshness",

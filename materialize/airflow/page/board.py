@@ -111,7 +111,9 @@ class Reader:
         with self.session() as session:
             histories = history.read(pairs, session)
             paused = history.paused([*SCHEDULES.values(), BACKFILL], session)
-        silent = f"could not read where it stands: no answer in {self.limit:g} s. Nothing is lost; the next look may tell."
+        silent = (
+            f"could not read where it stands: no answer in {self.limit:g} s. Nothing is lost; the next look may tell."
+        )
         standings = []
         for view, store in pairs:
             answer = found.get((view, store), silent)
@@ -149,7 +151,9 @@ class Reader:
         return found
 
 
-def ask(config: Config, store: str, views: Sequence[str], answers: queue.SimpleQueue[Any], late: threading.Event) -> None:
+def ask(
+    config: Config, store: str, views: Sequence[str], answers: queue.SimpleQueue[Any], late: threading.Event
+) -> None:
     """Put an answer for each of *views*, one after the other, until it is *late*. A store that is down is asked once."""
     from materialize.online import open_store
 

@@ -92,7 +92,7 @@ def asset_ids(names: Sequence[str], session: Session) -> dict[str, int]:
     """The ids of the assets of ours that Airflow knows, by name."""
     from airflow.models.asset import AssetModel
 
-    ids = {}
+    ids: dict[str, int] = {}
     for part in parts(names):
         rows = session.execute(select(AssetModel.name, AssetModel.uri, AssetModel.id).where(AssetModel.name.in_(part)))
         ids |= {name: number for name, uri, number in rows if uri == f"materialize://{name}"}

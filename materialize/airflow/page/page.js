@@ -8,6 +8,8 @@ function follow() {
 }
 follow();
 addEventListener("storage", follow);
+// In Airflow's UI the page lies on Airflow's own ground.
+if (window.top !== window) document.documentElement.dataset.framed = "";
 
 // Airflow frames this page without the right to navigate, so a link is followed by the framing page, which has the same origin.
 function visit(event) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +14,23 @@ from markupsafe import Markup
 
 from materialize.airflow.page.board import BACKFILL
 from materialize.airflow.page.cards import run_path
+from materialize.airflow.page.history import RUNS
 from materialize.airflow.tasks import MODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from materialize.airflow.page.cards import Card
     from materialize.airflow.page.history import Run
 
 __all__ = ["HEADERS", "bars", "duration", "page", "short_message"]
 
 HERE = Path(__file__).parent
 STYLE, SCRIPT = ((HERE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-#: The chart in SVG units; a bar has room for its number of runs, the newest at the right.
+#: The chart in SVG units.
 WIDTH, HEIGHT, GAP = 300.0, 44.0, 2.0
-#: What is loaded anew only if somebody looks at it.
+#: Runs in the table; the others are folded.
 SHOWN = 5
 
 
@@ -62,38 +65,30 @@ def ago(moment: datetime, now: datetime) -> str:
     """How long ago *moment* is; event times may be in the future."""
     seconds = (now - moment).total_seconds()
     if abs(seconds) < 1:
-        return "now"
+        return "just now"
     return f"{duration(round(seconds))} ago" if seconds > 0 else f"in {duration(round(-seconds))}"
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}"
+    return "\N{EN DASH}" if value is None else f"{value:,}"
 
 
 def utc(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
-def bars(runs: Sequence[Run], most: int) -> list[dict[str, Any]]:
-    """A bar for each of *runs*, of which the newest comes first, at the right of a chart with room for *most*.
+def bars(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A bar for each of *runs*, of which the newest comes first; in the chart it is the last.
 
     As high as the rows that the run changed online, in proportion to the greatest; a run is never invisible.
     """
     changed = [run.written + run.deleted for run in runs]
-    greatest, step = max(changed, default=0) or 1, WIDTH / most
+    greatest, step = max(changed, default=0) or 1, WIDTH / RUNS
     found = []
-    for place, (run, rows) in enumerate(zip(runs, changed, strict=True)):
+    for place, (run, rows) in enumerate(zip(reversed(runs), reversed(changed), strict=True)):
         height = max(2.0, HEIGHT * rows / greatest)
-        found.append(
-            {
-                "x": round(WIDTH - (place + 1) * step + GAP / 2, 2),
-                "y": round(HEIGHT - height, 2),
-                "width": round(step - GAP, 2),
-                "height": round(height, 2),
-                "rows": rows,
-                "run": run,
-            }
-        )
+        shape = {"x": place * step, "y": HEIGHT - height, "width": step - GAP, "height": height}
+        found.append({name: round(value, 2) for name, value in shape.items()} | {"rows": rows, "run": run})
     return found
 
 
@@ -124,11 +119,12 @@ def environment() -> Environment:
 ENVIRONMENT = environment()
 
 
-def page(*, now: datetime, **values: Any) -> str:
+def page(*, now: datetime, views: Sequence[Card], **values: Any) -> str:
     """The page; the names of *values* are those of the template. The form offers the last day, up to the hour."""
     end = now.replace(minute=0, second=0, microsecond=0)
     day = {"day_start": f"{end - timedelta(days=1):%Y-%m-%dT%H:%M}", "day_end": f"{end:%Y-%m-%dT%H:%M}"}
-    return ENVIRONMENT.get_template("page.html").render(now=now, **day, **values)
+    sums = Counter((card.label, card.tone) for card in views)
+    return ENVIRONMENT.get_template("page.html").render(now=now, views=views, sums=sums, **day, **values)
 
 
 def short_message(title: str, sentence: str, *, root: str) -> str:
