@@ -83,7 +83,8 @@ class Reader:
         self.keep, self.limit, self.clock = keep, limit, clock
         self.reading = threading.Lock()
         self.kept: tuple[float, Board] | None = None
-        self.threads: dict[str, list[threading.Thread]] = {}
+        #: The threads of each store, with the views that each has still to answer for, the one that it asks about first.
+        self.asking: dict[str, list[tuple[threading.Thread, list[str]]]] = {}
 
     def board(self) -> Board:
         kept = self.kept
@@ -129,16 +130,18 @@ class Reader:
         answers: queue.SimpleQueue[tuple[Pair, Freshness | str]] = queue.SimpleQueue()
         late, expected = threading.Event(), 0
         for store, views in by_store.items():
-            alive = [thread for thread in self.threads.get(store, []) if thread.is_alive()]
-            free = min(THREADS - len(alive), len(views))
+            hanging = [(thread, left) for thread, left in self.asking.get(store, []) if thread.is_alive()]
+            # Who hangs since an earlier look is not asked again, so one table that hangs leaves the other threads to the others.
+            asked = [view for view in views if all(left[:1] != [view] for _, left in hanging)]
+            free = min(THREADS - len(hanging), len(asked))
             for first in range(free):
-                part = views[first::free]
+                left = asked[first::free]
+                expected += len(left)
                 # A daemon, for the process must be able to end while a store hangs.
-                thread = threading.Thread(target=ask, args=(config, store, part, answers, late), daemon=True)
+                thread = threading.Thread(target=ask, args=(config, store, left, answers, late), daemon=True)
+                hanging.append((thread, left))
                 thread.start()
-                alive.append(thread)
-                expected += len(part)
-            self.threads[store] = alive
+            self.asking[store] = hanging
         found: dict[Pair, Freshness | str] = {}
         end = time.monotonic() + self.limit
         while len(found) < expected:
@@ -151,20 +154,17 @@ class Reader:
         return found
 
 
-def ask(
-    config: Config, store: str, views: Sequence[str], answers: queue.SimpleQueue[Any], late: threading.Event
-) -> None:
-    """Put an answer for each of *views*, one after the other, until it is *late*. A store that is down is asked once."""
+def ask(config: Config, store: str, left: list[str], answers: queue.SimpleQueue[Any], late: threading.Event) -> None:
+    """Put an answer for each view of *left*, and take it off the list, until it is *late*. A store that is down is asked once."""
     from materialize.online import open_store
 
-    left = list(views)
     try:
         with open_store(config.online_store(store)) as online:
             while left and not late.is_set():
                 answers.put(((left[0], store), stands(config, left[0], online)))
                 left.pop(0)
     except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
-        problem = told(error, store)
+        problem = told(error, f"online store {store!r}")
         for view in left:
             answers.put(((view, store), problem))
 
@@ -178,7 +178,7 @@ def stands(config: Config, view: str, online: OnlineStore) -> Freshness | str:
     except UnavailableError:
         raise
     except Exception as error:  # noqa: BLE001 - one view must not hide the others
-        return told(error, view)
+        return told(error, f"feature view {view!r}")
 
 
 def told(error: Exception, subject: str) -> str:

@@ -27,9 +27,10 @@ ORDER: dict[Tone, int] = {"bad": 0, "wait": 1, "good": 2}
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A view in a store, as it is shown. ``label`` and ``tone``: the state in words and how bad it is.
+    """A view in a store, as it is shown. ``label`` and ``tone``: the state in words for people, and how bad it is.
 
-    ``waiting``: how long the oldest commit has been waiting to come online. ``dag_paused`` None: Airflow does not know the DAG.
+    ``run_id``: the run that moved the watermark, with its path where it was one of Airflow's. ``waiting``: how long the oldest
+    commit has been waiting to come online. ``dag_paused`` None: Airflow does not know the DAG.
     """
 
     view: str
@@ -41,11 +42,13 @@ class Card:
     label: str
     tone: Tone
     problem: str
+    state: str | None
     watermark_version: int | None
     table_version: int | None
     event: datetime | None
     finished: datetime | None
     run_id: str | None
+    run_path: str | None
     waiting: timedelta | None
     target: timedelta | None
     runs: tuple[Run, ...]
@@ -53,10 +56,16 @@ class Card:
 
     @property
     def behind(self) -> int | None:
-        """Table versions that are not online."""
-        if self.watermark_version is None or self.table_version is None:
+        """Table versions that are not online; None where that cannot be counted."""
+        if self.watermark_version is None or self.table_version is None or self.replaced:
             return None
-        return max(0, self.table_version - self.watermark_version)
+        return self.table_version - self.watermark_version
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the watermark is of another table, which was dropped and made again since."""
+        versions = (self.watermark_version, self.table_version)
+        return self.state == "behind" and None not in versions and versions[0] >= versions[1]  # type: ignore[operator]
 
     @property
     def share(self) -> float | None:
@@ -98,11 +107,13 @@ def card(standing: Standing, board: Board, now: datetime, visible: AbstractSet[s
         label=label,
         tone=tone,
         problem=standing.problem,
+        state=None if found is None else found.state,
         watermark_version=None if mark is None else mark.version,
         table_version=None if found is None else found.table_version,
         event=moment(None if mark is None else mark.event_us),
         finished=moment(None if mark is None else mark.finished_us),
         run_id=None if mark is None else mark.run_id,
+        run_path=None if mark is None else path_of(mark.run_id, visible),
         waiting=None if found is None else found.age(now),
         target=view.freshness,
         runs=tuple(run for run in history.runs if run.dag_id is None or run.dag_id in visible),
@@ -131,6 +142,12 @@ def seen(verified: Verified | None, visible: AbstractSet[str]) -> Verified | Non
 
 def moment(us: int | None) -> datetime | None:
     return None if us is None else from_us(us)
+
+
+def path_of(run_id: str, visible: AbstractSet[str]) -> str | None:
+    """The path of the run ``<DAG>/<run>`` or ``<DAG>/<run>/<task>``; None when its DAG is not *visible* or it is none of Airflow's."""
+    dag_id, _, rest = run_id.partition("/")
+    return run_path(dag_id, rest.partition("/")[0]) if dag_id in visible and rest else None
 
 
 def run_path(dag_id: str | None, run_id: str | None) -> str | None:
