@@ -283,7 +283,11 @@ def test_anonymous_is_401_and_a_user_who_may_not_see_the_dags_is_403(project: Pr
     stranger = browser(project, STRANGER).get(f"/materialize/{path}")
     forged = TestClient(browser(project).app, cookies={"_token": "x.y.z"}).get(f"/materialize/{path}")
 
+    token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username="viewer", role="VIEWER", teams=[]))
+    bearer = TestClient(browser(project).app, headers={"authorization": f"Bearer {token}"}).get(f"/materialize/{path}")
+
     assert (anonymous.status_code, stranger.status_code, forged.status_code) == (401, 403, 403)
+    assert bearer.status_code == 200
     for answer in (anonymous, stranger, forged):
         assert "spending" not in answer.text
         assert "Traceback" not in answer.text

@@ -165,8 +165,11 @@ def ask(config: Config, store: str, left: list[str], answers: queue.SimpleQueue[
                 left.pop(0)
     except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
         problem = told(error, f"online store {store!r}")
-        for view in left:
-            answers.put(((view, store), problem))
+        for place, view in enumerate(left):
+            unasked = place > 0 and isinstance(error, UnavailableError)
+            answers.put(
+                ((view, store), f"not asked, because another view got no answer: {problem}" if unasked else problem)
+            )
 
 
 def stands(config: Config, view: str, online: OnlineStore) -> Freshness | str:
