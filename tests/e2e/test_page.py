@@ -251,7 +251,12 @@ def test_phone_shows_everything_without_scrolling_sideways(
         ".filter(e => !e.closest('thead')).length"
     )
 
-    assert (wide, outside) == (PHONE["width"], 0)
+    beside = page.evaluate(
+        "[...document.querySelectorAll('tbody tr')].filter(row => row.cells[2].getBoundingClientRect().top"
+        " < row.cells[1].getBoundingClientRect().bottom).length"
+    )
+
+    assert (wide, outside, beside) == (PHONE["width"], 0, 0)
     assert complaints == []
     page.reload()
     page.locator("#spending--default").evaluate("card => card.scrollIntoView()")
