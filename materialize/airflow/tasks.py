@@ -17,7 +17,7 @@ from airflow.sdk import Asset, AssetAlias, BaseHook, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 
 from materialize.config import load
-from materialize.errors import ConfigError
+from materialize.errors import ConfigError, WatermarkError
 from materialize.model import Interval, RunReport, mask_credentials
 
 if TYPE_CHECKING:
@@ -36,9 +36,11 @@ __all__ = [
     "PIECE_TEMPLATE",
     "PLAN",
     "asset",
+    "carry_out",
     "check_form",
     "commit",
     "config_dir",
+    "emit",
     "plan",
     "plan_backfill",
     "publish",
@@ -124,7 +126,13 @@ def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[st
     # A slice is one request to Airflow; iterating is one for each piece and an error in the log at the end.
     reports = [PieceReport.from_dict(piece) for piece in pieces[:]]
     with opened(view, store) as (feature_view, online):
-        return commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow()).to_dict()
+        try:
+            return commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow()).to_dict()
+        except WatermarkError as error:
+            if not feature_view.on_commit:
+                raise
+            # The run that a commit started was faster, which is ordinary here; what it left over is announced again.
+            raise AirflowSkipException(str(error)) from None
 
 
 def publish(report: dict[str, Any]) -> None:
@@ -244,20 +252,34 @@ def plan_backfill(target: dict[str, Any]) -> dict[str, Any]:
 
 def write_backfill(target: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
     """Write every piece of the plan and commit; skipped in a dry run. Emits an asset event when readers see something new."""
-    from materialize.pipeline import begin, commit as commit_plan, write_piece
     from materialize.plan import Plan
 
     view, store = target["view"], target["store"]
     if target["dry_run"]:
         raise AirflowSkipException(f"dry run: nothing was written to feature view {view!r} in online store {store!r}.")
     with opened(view, store) as (feature_view, online):
-        begun = begin(feature_view, online, Plan.from_dict(plan))
-        pieces = [write_piece(feature_view, online, begun, piece, now=utcnow()) for piece in range(begun.pieces)]
-        report = commit_plan(feature_view, online, begun, pieces, now=utcnow())
-    if report.changed:
-        event = get_current_context()["outlet_events"][BACKFILLED]
-        event.add(asset(view, store), extra=event_extra(report.to_dict()))
+        report = carry_out(feature_view, online, Plan.from_dict(plan))
+    emit(BACKFILLED, report)
     return report.to_dict()
+
+
+# A whole run in one task -----------------------------------------------------------------------------------------------
+
+
+def carry_out(view: FeatureView, online: OnlineStore, planned: Plan) -> RunReport:
+    """Begin the plan, write every piece of it and commit."""
+    from materialize.pipeline import begin, commit as commit_plan, write_piece
+
+    begun = begin(view, online, planned)
+    pieces = [write_piece(view, online, begun, piece, now=utcnow()) for piece in range(begun.pieces)]
+    return commit_plan(view, online, begun, pieces, now=utcnow())
+
+
+def emit(alias: AssetAlias, report: RunReport) -> None:
+    """Let the task, which has *alias* as its outlet, emit the asset event of the view and store when readers see something new."""
+    if report.changed:
+        event = get_current_context()["outlet_events"][alias]
+        event.add(asset(report.view, report.store), extra=event_extra(report.to_dict()))
 
 
 # What the tasks share --------------------------------------------------------------------------------------------------
