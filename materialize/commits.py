@@ -109,7 +109,9 @@ class TableWatch:
         self.log, self.head, self.due = table.log, table.version, now + self.repeat
         left = [(view.name, store) for view in views for store in view.online_stores if self.left(view, store, table)]
         self.told = {pair: told for pair, told in self.told.items() if pair in left}
-        return self.news(left, now)
+        news = self.news(left, now)
+        self.due = min([self.due, *(told.again for told in self.told.values())])
+        return news
 
     def left(self, view: FeatureView, store: str, table: OfflineTable) -> bool:
         """Whether the pair is behind *table*; not while its store does not answer, for then a run could do nothing."""

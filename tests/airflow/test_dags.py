@@ -132,7 +132,7 @@ def test_a_config_error_is_the_import_error_of_every_dag_file(project: Project, 
 
     bag = load_dags()
 
-    assert len(bag.import_errors) == 3
+    assert len(bag.import_errors) == 4
     assert all("ConfigError" in text and "ttl" in text and "risk.yaml" in text for text in bag.import_errors.values())
 
 
