@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from deltalake import DeltaTable
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import PyFileSystem
 
 from materialize import pipeline, watermark
 from materialize.commits import LONGEST, PAUSE, TableWatch, behind, watches
 from materialize.config import load
 from materialize.model import Watermark
+from materialize.offline import LogReader
 from materialize.online import open_store
 from tests.airflow.project import Project
 from tests.object_store import BUCKET
@@ -254,3 +260,32 @@ def requests(object_store: ObjectStore, uri: str) -> list[str]:
     name: Any = uri.rpartition("/")[2]
     lines = object_store.log.read_text().splitlines()
     return [line.partition('"')[2].removeprefix("\x1b[33m") for line in lines if name in line and ('"' in line)]
+
+
+def test_look_at_an_object_store_that_hangs_leaves_other_threads_running(project: Project) -> None:
+    """In the triggerer it would stop the event loop: opening a file and listing a folder do, in deltalake 1.6."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    options = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "timeout": "2s",
+        "max_retries": "0",
+    }
+    reader = LogReader(DeltaTable(str(project.root / "spending")), {})
+    reader.files = PyFileSystem(DeltaStorageHandler("s3://lake/spending", options))
+    started, longest = time.monotonic(), 0.0
+
+    with ThreadPoolExecutor(1) as pool:
+        look = pool.submit(reader.newest, 0)
+        while not look.done():
+            before = time.monotonic()
+            time.sleep(0.01)
+            longest = max(longest, time.monotonic() - before)
+
+    silent.close()
+    assert isinstance(look.exception(), OSError)
+    assert time.monotonic() - started > 1.5
+    assert longest < 1.0
