@@ -276,16 +276,14 @@ def test_look_at_an_object_store_that_hangs_leaves_other_threads_running(project
     }
     reader = LogReader(DeltaTable(str(project.root / "spending")), {})
     reader.files = PyFileSystem(DeltaStorageHandler("s3://lake/spending", options))
-    started, longest = time.monotonic(), 0.0
+    ticks = 0
 
     with ThreadPoolExecutor(1) as pool:
         look = pool.submit(reader.newest, 0)
         while not look.done():
-            before = time.monotonic()
             time.sleep(0.01)
-            longest = max(longest, time.monotonic() - before)
+            ticks += 1
 
     silent.close()
     assert isinstance(look.exception(), OSError)
-    assert time.monotonic() - started > 1.5
-    assert longest < 1.0
+    assert ticks > 50  # of about 200; one or none where the look does not let go
