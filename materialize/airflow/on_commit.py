@@ -46,7 +46,7 @@ what to do about a red task.
 
 
 def on_commit_dag(dags_folder: Path, **timing: float) -> DAG | None:
-    """The DAG of every feature view that says ``on_commit: true``, None without one: then no trigger runs either.
+    """The DAG of every feature view that says ``on_commit: true``, None without one: then no table is looked at.
 
     *timing*: ``poll_interval`` and ``repeat`` of `materialize.airflow.watcher.CommitTrigger`, in seconds. Raises `ConfigError` when
     the configuration is wrong.
