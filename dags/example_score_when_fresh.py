@@ -1,6 +1,5 @@
 """An example of a DAG that uses features: it waits until two feature views are fresh online, then reads them and scores payments."""
 
-# ruff: noqa: PLC0415 - Airflow parses this file again and again, so what the task needs is imported in it
 from __future__ import annotations
 
 from datetime import timedelta

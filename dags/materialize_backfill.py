@@ -1,9 +1,9 @@
-"""The DAG with the backfill form; everything is in materialize.airflow.dags."""
+"""The DAG with the backfill form; everything is in materialize.airflow.form."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from materialize.airflow.dags import backfill_dag
+from materialize.airflow.form import backfill_dag
 
 dag = backfill_dag(Path(__file__).parent)

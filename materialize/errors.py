@@ -6,7 +6,8 @@
     |  `- RebuildNeeded     the operator: the change log cannot be followed, the snapshot can
     |- OnlineStoreError     the operator of the online store
     |  `- UnavailableError  nobody yet: a retry may help
-    `- WatermarkError       the operator: another run moved the watermark first
+    |- WatermarkError       the operator: another run moved the watermark first
+    `- MismatchError        the operator: readers see something else than the table has
 
 A message reads ``could not <do what>: <subject>: found <x>, expected <y>. <state and next step>.`` and never
 holds a feature value, an entity key or a password. Every error survives pickling, because Airflow moves it between processes.
@@ -17,6 +18,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "MaterializeError",
+    "MismatchError",
     "OfflineStoreError",
     "OnlineStoreError",
     "RebuildNeeded",
@@ -61,3 +63,7 @@ class UnavailableError(OnlineStoreError):
 
 class WatermarkError(MaterializeError):
     """The watermark is not where this run found it: another run finished first, and what this run wrote is harmless."""
+
+
+class MismatchError(MaterializeError):
+    """More entities differ between the online store and the table than is tolerated; ``materialize verify VIEW --repair`` mends them."""

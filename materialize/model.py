@@ -19,6 +19,7 @@ __all__ = [
     "Retention",
     "RunReport",
     "TableSettings",
+    "VerifySettings",
     "Watermark",
     "duration_text",
     "from_us",
@@ -130,6 +131,15 @@ class FeatureType:
 
 
 @dataclass(frozen=True, slots=True)
+class VerifySettings:
+    """How a view is verified every day: a sample of its entities or all, which share may differ (0 to 1), and whether it is repaired."""
+
+    compare: Literal["sample", "full"] = "sample"
+    max_mismatched: float = 0.0
+    repair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureView:
     """A named set of features of one Delta table.
 
@@ -158,6 +168,7 @@ class FeatureView:
     on_rebuild_needed: Literal["fail", "auto"] = "fail"
     freshness: timedelta | None = None
     on_commit: bool = False
+    verify: VerifySettings = field(default_factory=VerifySettings)
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -231,11 +242,16 @@ class Prices:
     bulk_gigabyte: float | None = None
 
 
+#: Rows of one run of the backfill form that nobody has to approve, unless a store's entry says otherwise: some minutes of full load.
+APPROVE_ABOVE_ROWS = 100_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class OnlineStoreConfig:
     """One entry of ``online_stores.yaml``; the repr has no URL.
 
     ``url`` is empty when the Airflow connection ``connection`` holds it; `Config.online_store` gives it with its URL.
+    ``approve_above_rows``: a run of the backfill form that brings more rows to the store waits for a person.
     """
 
     name: str
@@ -244,6 +260,7 @@ class OnlineStoreConfig:
     pool: str | None = None
     tables: TableSettings = field(default_factory=TableSettings)
     prices: Prices | None = None
+    approve_above_rows: int = APPROVE_ABOVE_ROWS
 
     @property
     def masked_url(self) -> str:

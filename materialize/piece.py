@@ -24,6 +24,7 @@ from materialize.offline import (
     read_features,
     read_order,
     removed_since,
+    versions_are_exact,
     with_versions,
 )
 from materialize.online.base import HEADER
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
     from materialize.plan import Plan
 
-__all__ = ["PieceReport", "no_progress", "write_piece"]
+__all__ = ["PieceReport", "Snapshot", "no_progress", "write_piece"]
 
 log = logging.getLogger(__name__)
 
@@ -150,16 +151,10 @@ def write_piece(
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
     with Writer(store, progress) as writer:
-        for block in _ahead(read(work)):
-            rows = block.features.height
-            size = max(1, BATCH_BYTES * rows // (int(block.features.estimated_size()) + HEADER.size * rows + 1))
-            for low in range(0, rows, size):
-                part = block.order.slice(low, size)
-                keys = entity_keys(part, view.join_keys)
-                stamped = latest.stamped(part, plan.generation, at=block.call.at)
-                features, floor = block.features.slice(low, size), block.call.floor
-                batch = codec.encode(keys, stamped, features, view, schema_id=plan.schema_id, floor=floor)
-                writer.submit(batch, block.call.write)
+        for keys, part in _batches(work, read(work)):
+            floor = part.call.floor
+            batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
+            writer.submit(batch, part.call.write)
     for entities in work.gone:
         report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
@@ -167,6 +162,31 @@ def write_piece(
     report.bytes, report.seconds = writer.nbytes, time.monotonic() - started
     log.info("wrote piece view=%s store=%s piece=%s/%s %s", view.name, plan.store, piece + 1, plan.pieces, report)
     return report
+
+
+class Snapshot:
+    """A snapshot as a rebuild would write it, for who compares. ``rows``: the keys and order of all its rows.
+
+    Raises as `write_piece` does.
+    """
+
+    def __init__(self, view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> None:
+        self.work = _Piece(view, store, plan, 0, _pinned(view, plan), now, PieceReport())
+        self.rows = _snapshot_rows(self.work)
+
+    def exact(self, rows: pl.DataFrame) -> pl.Series:
+        """Whether the version of each of *rows* is the commit that brought it, as far as the log tells. Returns: Boolean."""
+        return versions_are_exact(self.work.table, self.rows.having(rows))
+
+    def records(self, rows: pl.DataFrame) -> Iterator[tuple[EncodedBatch, Callable[[EncodedBatch], Outcomes]]]:
+        """The record of each entity in *rows* (some of ``rows.frame``) that has a storable and unexpired row there.
+
+        Yields: batches, each with the call that writes it as the entities' full state.
+        """
+        view, plan, call = self.work.view, self.work.plan, _replace(self.work)
+        for keys, part in _batches(self.work, _latest_rows(self.work, self.rows.having(rows), call)):
+            batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=call.floor)
+            yield batch, call.write
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
@@ -184,6 +204,20 @@ def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
             "the table was dropped and created again",
         )
     return table
+
+
+def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series, _Block]]:
+    """The rows of *blocks* in parts of bounded bytes, each with its entity keys, and with the versions that its records carry."""
+    for block in _ahead(blocks):
+        rows = block.features.height
+        size = max(1, BATCH_BYTES * rows // (int(block.features.estimated_size()) + HEADER.size * rows + 1))
+        for low in range(0, rows, size):
+            part = block.order.slice(low, size)
+            stamped = latest.stamped(part, work.plan.generation, at=block.call.at)
+            yield (
+                entity_keys(part, work.view.join_keys),
+                _Block(stamped, block.features.slice(low, size), block.call),
+            )
 
 
 def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
@@ -219,11 +253,16 @@ def _read_snapshot(work: _Piece) -> Iterator[_Block]:
     """This piece's share of the entities, to be replaced; those that lost their last row lately get a floor, online or not."""
     table, plan, keys = work.table, work.plan, work.view.join_keys
     share = partial(latest.shard, join_keys=keys, part=work.number, parts=plan.pieces)
-    rows = with_versions(table, read_order(table, table.snapshot_files()))
+    rows = _snapshot_rows(work)
     sent = yield from _latest_rows(work, rows.having(share(rows.frame)), _replace(work))
     if plan.fenced is not None and plan.fenced < plan.to_version:
         lost = share(read_entities(table, removed_since(table, plan.fenced)))
         work.gone.append(latest.without(latest.valid_entities(lost, keys, work.store.max_key_bytes), sent, keys))
+
+
+def _snapshot_rows(work: _Piece) -> OrderRows:
+    """Keys and order of every row of the snapshot, each with the commit that brought it."""
+    return with_versions(work.table, read_order(work.table, work.table.snapshot_files()))
 
 
 def _read_interval(work: _Piece) -> Iterator[_Block]:

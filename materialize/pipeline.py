@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from materialize import codec, watermark
+from materialize import decoder, watermark
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
@@ -265,7 +265,7 @@ def _fenced(found: Watermark | None, table: OfflineTable) -> int:
 
 def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
     """The greatest version or floor of any record of *view* in the store, None when there is no record."""
-    heads = (codec.headers(records) for _, records in store.scan(view.name))
+    heads = (decoder.headers(records) for _, records in store.scan(view.name))
     return max((int(max(head["version"].max(), head["floor"].max())) for head in heads), default=None)
 
 

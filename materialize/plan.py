@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Mode
 
-__all__ = ["Path", "Plan", "choose_path", "cut", "instead_of_changes", "piece_count"]
+__all__ = ["Path", "Plan", "changed_view", "choose_path", "cut", "instead_of_changes", "piece_count"]
 
 Item = TypeVar("Item")
 
@@ -105,7 +105,7 @@ def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, tabl
         return Path(snapshot=True, generation=generation + (watermark is not None), reason="rebuild was asked for")
     if watermark is None:
         return Path(snapshot=True, generation=generation, reason="first run: the view has no watermark in this store")
-    changed = _changed_view(view, watermark)
+    changed = changed_view(view, watermark)
     if watermark.version is None:
         new = watermark.table_id != table_id or changed is not None
         return Path(
@@ -120,7 +120,7 @@ def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, tabl
     return Path(snapshot=False, generation=generation, reason=f"from the watermark at version {watermark.version}")
 
 
-def _changed_view(view: FeatureView, watermark: Watermark) -> str | None:
+def changed_view(view: FeatureView, watermark: Watermark) -> str | None:
     """What changed in the view so that records online are not what it says; a feature that is only gone does not count."""
     if watermark.order != view.order_text:
         return "the join keys or time columns changed"

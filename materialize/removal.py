@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from materialize import codec
+from materialize import codec, decoder
 from materialize.model import to_us
 from materialize.online.base import TOMBSTONE
 from materialize.order import WRITTEN, stamp
@@ -36,7 +36,7 @@ def remove(view: FeatureView, store: OnlineStore, plan: Plan, entity_keys: Seque
         held = with_retry(partial(store.read, view.name, keys))
         outcomes = _tombstone(view, store, plan, keys, now)
         there = np.array([record is not None for record in held])
-        seen = _seen(view, codec.headers([record for record in held if record is not None]), now)
+        seen = _seen(view, decoder.headers([record for record in held if record is not None]), now)
         removed += int((seen & (outcomes[there] == WRITTEN)).sum())
     return removed
 
@@ -48,7 +48,7 @@ def sweep(view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> i
     """
     removed = 0
     for keys, records in store.scan(view.name):
-        heads = codec.headers(records)
+        heads = decoder.headers(records)
         gone = np.flatnonzero(heads["floor"] < stamp(plan.generation, plan.to_version))
         outcomes = _tombstone(view, store, plan, [keys[row] for row in gone], now)
         removed += int((_seen(view, heads[gone], now) & (outcomes == WRITTEN)).sum())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from materialize import watermark
-from materialize.codec import Decoder, Header
+from materialize.decoder import Decoder, Header
 from materialize.errors import OnlineStoreError
 from materialize.model import from_us, to_us
 

@@ -245,6 +245,25 @@ MUTANTS = (
         "report.unchanged",
     ),
     Mutant("null bitmap the wrong way round", "codec.py", 'bitorder="little"', 'bitorder="big"'),
+    # --- verify ---
+    *(
+        Mutant(f"verify: {name}", "verify.py", there, planted, "tests/test_verify.py")
+        for name, there, planted in (
+            ("bytes not compared", '("event_us", "created_us", "flags", "body")', '("event_us", "created_us")'),
+            ("nulls not compared", '("event_us", "created_us", "flags", "body")', '("event_us", "created_us", "body")'),
+            ("newer records compared", '.then(pl.lit("newer"))', ".then(pl.lit(None))"),
+            ("any tied row accepted", "MAY_BE_LATEST = NEWEST |", "MAY_BE_LATEST = ~NEWEST | NEWEST |"),
+            ("tied rows not looked at", "if suspects.is_empty():", "if True:"),
+            ("repair in the old generation", 'if not bad.filter(pl.col("floor") >= at).is_empty():', "if False:"),
+            ("repair of every entity", 'bad.filter(pl.col("problem") != "extra")["key"])', 'found["key"])'),
+            ("expired rows are seen", "due_held + view.ttl_us > now_us", "due_held + view.ttl_us > 0"),
+            (
+                "a sample of the table alone",
+                "batches if sample is None else _first(batches, sample)",
+                "batches if sample is None else []",
+            ),
+        )
+    ),
     # --- DynamoDB ---
     Mutant(
         "DynamoDB: floor not in the condition",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from materialize import pipeline, watermark
-from materialize.codec import Decoder, Header
+from materialize.decoder import Decoder, Header
 from materialize.errors import MaterializeError
 from materialize.model import RunReport
 from materialize.online.memory import MemoryStore

@@ -7,7 +7,9 @@ import math
 import os
 import pty
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +73,78 @@ def refused(project: Project, *arguments: str) -> str:
 
 def past(user: str | None, minutes: float = 1, amount: float | None = 0.0, **others: Any) -> dict[str, Any]:
     return row(user, PAST + minutes, amount, **others)
+
+
+# --- verify ------------------------------------------------------------------------------------------------------------
+
+
+def damage(project: Project) -> None:
+    """Three entities online, of which one is lost and one has another value."""
+    project.table.append(*(past(name, 1, 1.5) for name in "abc"))
+    assert cli(project, "incremental").exit_code == 0
+    with closing(sqlite3.connect(project.folder.parent / "online.db")) as connection, connection:
+        connection.execute("DELETE FROM records WHERE entity_key = ?", (b"a",))
+        connection.execute("UPDATE records SET payload = zeroblob(length(payload)) WHERE entity_key = ?", (b"b",))
+
+
+def test_verify_of_what_a_run_wrote_ends_well(project: Project) -> None:
+    project.table.append(past("a"), past("b"))
+    cli(project, "incremental")
+
+    (report,) = reports(project, "verify")
+    (full,) = reports(project, "verify", "--full")
+
+    counters = ("compared", "missing", "extra", "stale", "wrong", "newer", "repaired")
+    assert [report[name] for name in counters] == [2, 0, 0, 0, 0, 0, 0]
+    assert (report["compare"], full["compare"], report["version"]) == ("sample", "full", 0)
+
+
+def test_verify_tells_what_differs_and_ends_with_1(project: Project) -> None:
+    damage(project)
+
+    result = cli(project, "verify", "--full")
+
+    assert result.exit_code == 1
+    assert "missing=1  extra=0  stale=0  wrong=1" in result.stdout
+    assert (
+        "2 of 3 compared entities differ (missing 1, extra 0, stale 0, wrong 1), expected at most 0.0000%"
+        in result.stderr
+    )
+    assert "Run: materialize verify spending --store default --repair" in result.stderr
+    assert "problem" not in result.stdout
+
+
+def test_verify_prints_entity_keys_only_when_asked(project: Project) -> None:
+    damage(project)
+
+    result = cli(project, "verify", "--full", "--keys", "--json")
+
+    told = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(one["problem"], one["key"]) for one in told if "problem" in one] == [("missing", "a"), ("wrong", "b")]
+    assert told[-1]["error"] == "MismatchError"
+
+
+def test_repair_mends_and_still_tells_that_something_was_lost(project: Project) -> None:
+    damage(project)
+
+    first = cli(project, "verify", "--repair")
+    (second,) = reports(project, "verify", "--full")
+
+    assert first.exit_code == 1
+    assert "All of them are repaired" in first.stderr
+    assert (second["missing"], second["wrong"]) == (0, 0)
+
+
+def test_a_view_may_tolerate_a_share_that_differs(project: Project) -> None:
+    damage(project)
+    project.configure(extra="verify: {max_mismatched: 67%}")
+
+    assert cli(project, "verify", "--full").exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--confidence", "--smallest"])
+def test_a_share_outside_0_to_1_is_a_usage_error(project: Project, option: str) -> None:
+    assert cli(project, "verify", option, "1").exit_code == 2
 
 
 # --- what commands print -----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from materialize import codec
+from materialize import codec, decoder
 from materialize.errors import OnlineStoreError
 from materialize.model import FIXED_WIDTHS, LIST_ITEMS, FeatureType, FeatureView
 from materialize.order import NO_CREATED, stamp
@@ -187,10 +187,10 @@ def test_every_value_comes_back_and_the_bytes_are_those_of_the_format(table):
 
     records = encoded(view, rows)
 
-    decoder = codec.Decoder(view.features)
+    reading = decoder.Decoder(view.features)
     for record, row in zip(records, rows, strict=True):
         assert record == by_hand(view, row)
-        assert all(map(same, decoder.decode(record).values(), row))
+        assert all(map(same, reading.decode(record).values(), row))
 
 
 @given(tables(), st.data())
@@ -277,14 +277,14 @@ def test_the_documented_vectors_hold(name):
 
     assert documented, f"docs/format.md lacks: | {name} | `{record.hex()}` |"
     assert record.hex() == documented[1]
-    assert tuple(codec.Decoder(view.features).decode(record).values()) == GOLDEN_ROWS[name]
+    assert tuple(decoder.Decoder(view.features).decode(record).values()) == GOLDEN_ROWS[name]
 
 
 def test_the_documented_tombstone_holds():
     batch = codec.tombstones([b"k"], VERSION)
 
     assert f"| tombstone at version 2^40 + 7 | `{batch.values[0].as_py().hex()}` |" in FORMAT
-    assert codec.Header.unpack(batch.values[0].as_py()).tombstone
+    assert decoder.Header.unpack(batch.values[0].as_py()).tombstone
     assert batch.tombstone
 
 
@@ -309,7 +309,7 @@ def test_decimals_of_38_digits_and_both_signs_are_exact(digits, sign):
     (record,) = encoded(view, [(value,)])
 
     assert int.from_bytes(record[36:], "little", signed=True) == int(f"{sign}{digits}")
-    assert codec.Decoder(view.features).decode(record) == {"a": value}
+    assert decoder.Decoder(view.features).decode(record) == {"a": value}
 
 
 def test_a_narrower_column_feeds_a_wider_feature_and_slices_encode_as_themselves():
@@ -331,7 +331,7 @@ def test_a_narrower_column_feeds_a_wider_feature_and_slices_encode_as_themselves
         batch = codec.encode(keys[low:high], order[low:high], chunked[low:high], view, schema_id=SCHEMA)
         found = dict(zip(batch.keys.to_pylist(), batch.values.to_pylist(), strict=True))
         for row in range(low, high):
-            assert tuple(codec.Decoder(view.features).decode(found[b"%d" % row]).values()) == frame.row(row)
+            assert tuple(decoder.Decoder(view.features).decode(found[b"%d" % row]).values()) == frame.row(row)
 
 
 def test_the_order_fields_of_a_batch_belong_to_their_rows_when_rows_with_nulls_move():
@@ -343,12 +343,12 @@ def test_the_order_fields_of_a_batch_belong_to_their_rows_when_rows_with_nulls_m
     )
 
     for index, record in enumerate(batch.values.to_pylist()):
-        header = codec.Header.unpack(record)
+        header = decoder.Header.unpack(record)
         fields = (header.event_us, header.created_us, header.version)
         assert fields == (batch.event_us[index], batch.created_us[index], batch.version[index])
         assert fields == order.row([b"x", b"y", b"z"].index(batch.keys[index].as_py()))
         assert (header.floor, header.schema_id) == (11, 3)
-    assert codec.headers(batch.values.to_pylist())["event_us"].tolist() == batch.event_us.tolist()
+    assert decoder.headers(batch.values.to_pylist())["event_us"].tolist() == batch.event_us.tolist()
 
 
 @pytest.mark.parametrize(
@@ -414,7 +414,7 @@ def test_a_moment_that_no_reader_could_name_is_refused(kind, physical, good, bad
             True
         ]
     for record in encoded_frame(view, column[: len(good)].to_frame()):
-        codec.Decoder(view.features).decode(record)
+        decoder.Decoder(view.features).decode(record)
 
 
 def test_a_view_whose_records_have_one_size_has_a_limit_too():
@@ -442,9 +442,9 @@ def test_a_row_with_two_reasons_is_counted_once():
 )
 def test_bytes_that_are_no_record_are_refused(record):
     with pytest.raises(OnlineStoreError, match="expected a record of format version 1"):
-        codec.Header.unpack(record)
+        decoder.Header.unpack(record)
     with pytest.raises(OnlineStoreError, match="expected a record of format version 1"):
-        codec.headers([record])
+        decoder.headers([record])
 
 
 @pytest.mark.parametrize(
@@ -456,18 +456,18 @@ def test_a_damaged_record_is_refused_and_not_half_read(change, row):
     (record,) = encoded(view, [row])
 
     with pytest.raises(OnlineStoreError, match=r"found \d+ bytes, expected .*materialize rebuild VIEW"):
-        codec.Decoder(view.features).decode(change(record))
+        decoder.Decoder(view.features).decode(change(record))
 
 
 def test_headers_of_live_records_and_tombstones_are_read_together():
     view = view_of({"a": "int64"})
     records = [*encoded(view, [(1,), (None,)], floor=5), codec.tombstones([b"k"], 9).values[0].as_py()]
 
-    found = codec.headers(records)
+    found = decoder.headers(records)
 
     assert [tuple(row) for row in found.tolist()] == [
         (1, 0, SCHEMA, EVENT, CREATED, VERSION, 5),
         (1, 2, SCHEMA, EVENT, CREATED, VERSION, 5),
         (1, 1, 0, 0, 0, 9, 9),
     ]
-    assert codec.headers([]).size == 0
+    assert decoder.headers([]).size == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -22,8 +23,9 @@ from materialize.config import (
     storage_options,
     store_url,
 )
+from materialize.config.yaml import parse
 from materialize.errors import ConfigError
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings
+from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -132,6 +134,7 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         timestamp_ntz: UTC
         on_rebuild_needed: auto
         freshness: 90m
+        verify: {max_mismatched: 0.5%, repair: true}
         """,
     )
 
@@ -147,7 +150,41 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
         timedelta(weeks=2),
     )
     assert (view.timestamp_ntz, view.on_rebuild_needed, view.freshness) == ("UTC", "auto", timedelta(minutes=90))
+    assert view.verify == VerifySettings(compare="full", max_mismatched=0.005, repair=True)
     assert view.online_stores == ("default", "backup")
+
+
+@pytest.mark.parametrize(
+    ("verify", "expected"),
+    [
+        ("{compare: full}", VerifySettings("full", 0.0, repair=False)),
+        ("{max_mismatched: 12.5%}", VerifySettings("sample", 0.125, repair=False)),
+        ("{max_mismatched: 100 %}", VerifySettings("sample", 1.0, repair=False)),
+        ("{}", VerifySettings()),
+    ],
+)
+def test_verify_says_how_a_view_is_verified(folder: Path, verify: str, expected: VerifySettings) -> None:
+    write_view(folder, changed(verify=verify))
+
+    assert load(folder).feature_views["user_spending"].verify == expected
+
+
+@pytest.mark.parametrize(
+    ("verify", "problem"),
+    [
+        ("full", "verify: expected a mapping such as {compare: full, max_mismatched: 0.1%}, found 'full'"),
+        ("{compare: all}", "verify.compare: expected sample or full, found 'all'"),
+        ("{max_mismatched: 0.1}", "verify.max_mismatched: expected a percentage such as 0.1%, found 0.1"),
+        ("{max_mismatched: 101%}", "verify.max_mismatched: expected a percentage such as 0.1%, found '101%'"),
+        (
+            "{compare: sample, repair: true}",
+            "verify.compare: expected full, because a sample cannot be repaired, found 'sample'",
+        ),
+        ("{when: daily}", "verify.when: unknown key, expected one of compare, max_mismatched, repair"),
+    ],
+)
+def test_wrong_verify_is_told(folder: Path, verify: str, problem: str) -> None:
+    assert view_problems(folder, changed(verify=verify)) == [problem]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +204,30 @@ def test_source_with_a_scheme_or_an_absolute_path_stays(folder: Path, source: st
     write_view(folder, changed(source=source))
 
     assert load(folder).feature_views["user_spending"].source == source
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("on", "on"),
+        ("no", "no"),
+        ("y", "y"),
+        ("1:30", "1:30"),
+        ("2026-11-01T10:00", "2026-11-01T10:00"),
+        ("0b1", "0b1"),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2_and_no_more(folder: Path, text: str, value: str) -> None:
+    write_view(folder, changed(description=text))
+
+    assert load(folder).feature_views["user_spending"].description == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("010", 10), ("0o10", 8), ("0x10", 16), ("1e3", 1000.0), ("TRUE", True), ("-.inf", -math.inf)]
+)
+def test_numbers_are_read_as_yaml_1_2_says(text: str, value: object) -> None:
+    assert parse(f"a: {text}") == ({"a": value}, [])
 
 
 def test_relative_paths_start_at_the_parent_of_the_config_folder(
@@ -315,7 +376,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed, freshness, on_commit (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness, on_commit, verify (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",
@@ -510,7 +571,8 @@ def test_other_ending_is_a_problem(folder: Path) -> None:
         ("text", "expected a mapping such as 'source: ...', found 'text'"),
         ("a: 2024-99-99\n", "expected YAML with text, lists and mappings, found a character or a value that cannot be read"),
         ("a: \x01\n", "expected YAML with text, lists and mappings, found a character or a value that cannot be read"),
-        ("a: " + "[" * 5000, "expected YAML with text, lists and mappings, found a character or a value that cannot be read"),
+        ("a: " + "[" * 5000, "line 2: expected YAML, found an error in it: did not find expected node content"),
+        ("[a]: b\n", "line 1: expected YAML, found an error in it: a list or a mapping as a key"),
     ],
 )  # fmt: skip
 def test_file_without_a_mapping_is_a_problem(folder: Path, text: str, problem: str) -> None:
@@ -566,7 +628,8 @@ def test_folder_in_the_place_of_a_file_is_a_problem(folder: Path) -> None:
         ("default: {}", "default: expected either url or connection, found none"),
         ("default: {url: 'memory://', connection: a}", "default: expected either url or connection, found both"),
         ("default: {url: 7}", "default.url: expected the URL of an online store, found 7"),
-        ("default: {uri: x}", "default.uri: unknown key, expected one of url, connection, pool, tables, prices (did you mean 'url'?)"),
+        ("default: {url: 'memory://', approve_above_rows: 0}", "default.approve_above_rows: expected the rows of a run of the backfill form that nobody has to approve, such as 1000000, found 0"),
+        ("default: {uri: x}", "default.uri: unknown key, expected one of url, connection, pool, tables, prices, approve_above_rows (did you mean 'url'?)"),
         ("default: {url: 'redis://'}", "default.url: expected SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE] with special characters of the password percent-encoded, found a URL of another form"),
         ("default: {url: 'redis://a/x'}", "default.url: expected SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE] with a number as the database, found other text"),
         ("default: {url: 'sqlite://online.db'}", "default.url: expected sqlite:///relative/path.db or sqlite:////absolute/path.db (memory:// for none), found another URL"),
@@ -747,7 +810,7 @@ def test_settings_stay_when_an_airflow_connection_gives_the_url(folder: Path) ->
         (prices_with(as_of="2026-11"), f"{AS_OF}, found other text"),
         (prices_with(as_of="'2026-11-01'"), f"{AS_OF}, found other text"),
         (prices_with(as_of="2026"), f"{AS_OF}, found 2026"),
-        (prices_with(as_of="2026-11-01 10:00:00"), f"{AS_OF}, found datetime.datetime(2026, 11, 1, 10, 0)"),
+        (prices_with(as_of="2026-11-01 10:00:00"), f"{AS_OF}, found other text"),
         (prices_with(as_of=""), f"{AS_OF}, found nothing"),
         (prices_with(currency="7"), f"{CURRENCY}, found 7"),
         (prices_with(currency="''"), f"{CURRENCY}, found ''"),

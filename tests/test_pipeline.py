@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from materialize import pipeline, watermark
-from materialize.codec import Header
+from materialize.decoder import Header
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import COUNTERS, Interval, RunReport, from_us, to_us
 from materialize.online.memory import MemoryStore

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from materialize import pipeline, watermark
-from materialize.codec import Header
+from materialize.decoder import Header
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import Interval, to_us
 from materialize.online.memory import MemoryStore

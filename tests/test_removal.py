@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from materialize.codec import Header
+from materialize.decoder import Header
 from materialize.errors import UnavailableError
 from materialize.model import FeatureType, FeatureView, to_us
 from materialize.online.memory import MemoryStore

@@ -1,4 +1,4 @@
-"""Configuration in, DAGs out: ``materialize_hourly``, ``materialize_daily`` and the ``materialize_backfill`` form.
+"""Configuration in, DAGs out: ``materialize_hourly`` and ``materialize_daily``.
 
 Importing this file loads airflow and the configuration and nothing heavy; what a task needs is imported when it runs.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow.sdk import DAG, CronPartitionTimetable, Param, TaskGroup, TriggerRule, task, task_group
+from airflow.sdk import DAG, CronPartitionTimetable, TaskGroup, TriggerRule, task
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from materialize.airflow import tasks
@@ -18,10 +18,9 @@ from materialize.errors import UnavailableError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from materialize.config import Config
     from materialize.model import FeatureView
 
-__all__ = ["TASK_DEFAULTS", "backfill_dag", "materialize_dag"]
+__all__ = ["TASK_DEFAULTS", "materialize_dag"]
 
 #: When a schedule runs (UTC), and how the label of its partition is written. The label is a handle for backfills only.
 CRONS = {"hourly": "0 * * * *", "daily": "0 0 * * *"}
@@ -71,16 +70,6 @@ sentence says what to do; its class says who acts:
 `materialize status` and `materialize doctor` show where every view stands, and what is wrong with it.
 """
 
-BACKFILL_DOC = """\
-| mode | what it does with the chosen feature views |
-|---|---|
-| interval backfill | loads the rows with event times in `[start, end)` again, at each table's current version; an older value never replaces a newer one, and the watermark stays |
-| rebuild | replaces everything online by the table's newest snapshot, whatever the store holds, and moves the watermark; for recovery, and where an error says `RebuildNeeded` |
-
-A dry run, which is the default, shows the plan in the log of `plan` - rows, pieces, and what it costs where a store bills by the row -
-and writes nothing.
-"""
-
 
 def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path) -> DAG:
     """The DAG of every feature view with this *schedule*: one group of tasks for each view and store.
@@ -110,9 +99,8 @@ def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path) -> 
 def add_view(view: FeatureView, store: str, pool: str | None) -> None:
     """The tasks of one feature view and store: plan -> write (one per piece) -> commit -> publish, in the store's *pool*."""
     target = {"view": view.name, "store": store}
-    # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return; TaskGroup has poor types too.
-    own: Any = ({"owner": view.owner} if view.owner else {}) | ({"pool": pool} if pool else {})
-    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=own):
+    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=group_defaults(view, pool)):
+        # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return.
         pieces: Any = task(tasks.plan)(**target)
         plan = pieces[tasks.PLAN]
         labelled = task(map_index_template=tasks.PIECE_TEMPLATE)(tasks.write)
@@ -122,75 +110,6 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
         task(inlets=[tasks.table(view)], outlets=[tasks.asset(view.name, store)])(tasks.publish)(report)
 
 
-def backfill_dag(dags_folder: Path) -> DAG:
-    """The form for loading a past range of event time again or rebuilding, for chosen feature views and one or all of their stores."""
-    config = load(tasks.config_dir(dags_folder))
-    with DAG(
-        "materialize_backfill",
-        description="Load a past range of event time again, or rebuild",
-        doc_md=BACKFILL_DOC,
-        schedule=None,
-        catchup=False,
-        max_active_runs=1,
-        default_args=TASK_DEFAULTS,
-        params=form(config),
-        tags=["materialize", "backfill"],
-    ) as dag:
-        targets = task(task_id="check")(tasks.check_form)()
-
-        @task_group
-        def backfill(target: dict[str, Any]) -> None:
-            plan: Any = task(task_id="plan")(tasks.plan_backfill)(target)
-            task(task_id="write", outlets=[tasks.BACKFILLED])(tasks.write_backfill)(target, plan)
-
-        backfill.expand(target=targets)
-    return dag
-
-
-def form(config: Config) -> dict[str, Param]:
-    """The fields of the backfill form. A choice outside the list is refused by Airflow, the rest by `tasks.check_form`."""
-    views, stores = sorted(config.feature_views), sorted(config.online_stores)
-    return {
-        "views": Param(
-            default=[],
-            type="array",
-            title="Feature views",
-            description="One or more feature views.",
-            examples=views,
-            items={"type": "string", "enum": views},
-        ),
-        "mode": Param(
-            default=next(iter(tasks.MODES)),
-            type="string",
-            enum=list(tasks.MODES),
-            title="Mode",
-            description="A rebuild takes the whole table: leave start and end empty.",
-        ),
-        "start": Param(
-            default=None,
-            type=["null", "string"],
-            format="date-time",
-            title="Start",
-            description="The first event time to load.",
-        ),
-        "end": Param(
-            default=None,
-            type=["null", "string"],
-            format="date-time",
-            title="End",
-            description="The event time to stop before.",
-        ),
-        "store": Param(
-            default=tasks.EVERY_STORE,
-            type="string",
-            enum=[tasks.EVERY_STORE, *stores],
-            title="Online store",
-            description="One online store, or every store of the chosen feature views.",
-        ),
-        "dry_run": Param(
-            default=True,
-            type="boolean",
-            title="Dry run",
-            description="Show the plan and write nothing.",
-        ),
-    }
+def group_defaults(view: FeatureView, pool: str | None) -> Any:
+    """What the tasks of one feature view in one store have of their own. Any, because TaskGroup has poor types."""
+    return ({"owner": view.owner} if view.owner else {}) | ({"pool": pool} if pool else {})

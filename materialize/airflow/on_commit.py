@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from airflow.sdk import DAG, Asset, AssetAlias, AssetWatcher, TaskGroup, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMITS", "LOADED", "changed", "load_view", "on_commit_dag"]
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 #: The name and the URI of the asset whose watcher announces commits. The asset of a view in a store has a slash in its name.
 COMMITS = ("materialize_commits", "materialize://commits")
@@ -93,7 +93,7 @@ def changed(store: str) -> list[str]:
     from materialize.online import open_store
 
     for event in [one for events in get_current_context()["triggering_asset_events"].values() for one in events]:
-        log.info("was asked to by an event of %s: %s", event.timestamp, event.extra.get("payload"))
+        log.info("was asked to by an event", at=str(event.timestamp), told=event.extra.get("payload"))
     config = load(tasks.current_config_dir(), connections=tasks.connection)
     names = [view.name for view in config.feature_views.values() if view.on_commit and store in view.online_stores]
     with open_store(config.online_store(store)) as online:
@@ -102,7 +102,7 @@ def changed(store: str) -> list[str]:
             try:
                 return behind(config.feature_view(name), online)
             except MaterializeError as error:
-                log.warning("left to its schedule view=%s store=%s: %s", name, store, error)
+                log.warning("left to its schedule", view=name, store=store, error=str(error))
                 return False
 
         with ThreadPoolExecutor(LOOKS) as pool:
@@ -114,20 +114,28 @@ def load_view(view: str, store: str) -> dict[str, Any]:
 
     Skipped when another run was faster, and when the schedule has to do it.
     """
-    from materialize.pipeline import make_plan
+    from materialize import pipeline
 
     context: Any = get_current_context()
     context[tasks.PIECE] = f"{view} in {store}"
     with tasks.opened(view, store) as (feature_view, online):
-        plan = make_plan(feature_view, online, mode="incremental", store_name=store, run_id=tasks.run_id())
+        plan = pipeline.make_plan(feature_view, online, mode="incremental", store_name=store, run_id=tasks.run_id())
         tasks.log_plan(plan)
         refuse_large_snapshot(plan, feature_view.schedule)
         try:
-            report = tasks.carry_out(feature_view, online, plan)
+            begun = pipeline.begin(feature_view, online, plan)
+            pieces = [
+                pipeline.write_piece(feature_view, online, begun, piece, now=tasks.utcnow())
+                for piece in range(begun.pieces)
+            ]
+            done = pipeline.commit(feature_view, online, begun, pieces, now=tasks.utcnow())
         except WatermarkError as error:
             raise AirflowSkipException(str(error)) from None
-    tasks.emit(LOADED, report)
-    return report.to_dict()
+        report = tasks.told(done, online)
+    tasks.mirror(report)
+    if done.changed:
+        context["outlet_events"][LOADED].add(tasks.asset(view, store), extra=tasks.event_extra(report))
+    return report
 
 
 def refuse_large_snapshot(plan: Plan, schedule: str) -> None:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import BaseOperator
 
 from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS
-from materialize.config import load
 from materialize.errors import ConfigError
 from materialize.model import Interval, Mode
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from pathlib import Path
 
-    from materialize.model import RunReport
+    from airflow.sdk import Context
 
 __all__ = ["MaterializeOperator"]
 
@@ -61,7 +59,7 @@ class MaterializeOperator(BaseOperator):
         interval = self.interval(rendered=True)
         report = self.run_pipeline(interval)
         self.publish(context, report)
-        return report.to_dict()
+        return report
 
     def interval(self, *, rendered: bool) -> Interval | None:
         """The event times to load, None unless in a backfill. Templates count as right until they are *rendered*.
@@ -93,21 +91,19 @@ class MaterializeOperator(BaseOperator):
         text = value.isoformat() if isinstance(value, datetime) else None if value is None else str(value)
         return tasks.moment(name, text, self.mode, problems)
 
-    def run_pipeline(self, interval: Interval | None) -> RunReport:
+    def run_pipeline(self, interval: Interval | None) -> dict[str, Any]:
         """The whole run, in this process."""
         from materialize import pipeline
-        from materialize.online import open_store
 
-        folder = tasks.current_config_dir() if self.config is None else Path(self.config)
-        config = load(folder, connections=tasks.connection)
-        view = config.feature_view(self.view)
-        run = pipeline.Run(self.store, f"{tasks.run_id()}/{self.task_id}", tasks.utcnow)
-        with open_store(config.online_store(self.store)) as online:
+        run = pipeline.Run(self.store, tasks.run_id(self.task_id), tasks.utcnow)
+        with tasks.opened(self.view, self.store, tasks.current_config_dir(self.config)) as (view, online):
             if interval is not None:
-                return pipeline.backfill(view, online, run, interval)
-            return (pipeline.rebuild if self.mode == "rebuild" else pipeline.incremental)(view, online, run)
+                report = pipeline.backfill(view, online, run, interval)
+            else:
+                report = (pipeline.rebuild if self.mode == "rebuild" else pipeline.incremental)(view, online, run)
+            return tasks.told(report, online)
 
-    def publish(self, context: Context, report: RunReport) -> None:
+    def publish(self, context: Context, report: dict[str, Any]) -> None:
         """Emit the asset event, or none when readers see nothing new.
 
         Airflow emits an event for each asset among the outlets of a task that succeeds, and reads them when it has: this
@@ -115,9 +111,10 @@ class MaterializeOperator(BaseOperator):
         """
         asset = tasks.asset(self.view, self.store)
         self.outlets = [outlet for outlet in self.outlets if outlet != asset]
-        if report.changed:
+        tasks.mirror(report)
+        if report["written"] + report["deleted"]:
             self.outlets = [*self.outlets, asset]
-            context["outlet_events"][asset].extra = tasks.event_extra(report.to_dict())
+            context["outlet_events"][asset].extra = tasks.event_extra(report)
 
 
 def is_template(value: Any) -> bool:

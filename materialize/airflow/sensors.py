@@ -97,8 +97,7 @@ class FreshnessSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:  # noqa: ARG002 - as Airflow calls it
         from materialize.airflow.triggers import look
 
-        folder = tasks.current_config_dir() if self.config is None else Path(self.config)
-        seen = look(self.wanted(), folder, tasks.utcnow())
+        seen = look(self.wanted(), tasks.current_config_dir(self.config), tasks.utcnow())
         self.says = seen.says
         self.log.info("looked view=%s store=%s fresh=%s: %s", self.view, self.store, seen.fresh, seen.says)
         return PokeReturnValue(seen.fresh, seen.stands)

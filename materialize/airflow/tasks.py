@@ -6,56 +6,50 @@ point; what its first try wrote does no harm.
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import Asset, AssetAlias, BaseHook, get_current_context
+import structlog
+from airflow.sdk import Asset, BaseHook, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 
 from materialize.config import load
 from materialize.errors import ConfigError, WatermarkError
-from materialize.model import Interval, RunReport, mask_credentials
+from materialize.model import COUNTERS, Interval, from_us, mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from materialize.model import FeatureView, Mode
+    from materialize.model import FeatureView, Mode, RunReport, Watermark
     from materialize.online.base import OnlineStore
     from materialize.plan import Plan
 
 __all__ = [
-    "BACKFILLED",
     "CONFIG_VARIABLE",
-    "EVERY_STORE",
-    "FORM_FIELDS",
-    "MODES",
     "PIECE_TEMPLATE",
     "PLAN",
     "asset",
-    "carry_out",
-    "check_form",
     "commit",
     "config_dir",
-    "emit",
     "plan",
-    "plan_backfill",
     "publish",
     "request",
     "table",
     "write",
-    "write_backfill",
 ]
 
-log = logging.getLogger(__name__)
+# What it is given by name is shown as fields of the line, in the UI too.
+log = structlog.get_logger(__name__)
 
 #: The environment variable that names the configuration folder; without it, ``config`` beside the folder of DAGs.
 CONFIG_VARIABLE = "MATERIALIZE_CONFIG"
 #: The XCom key of a plan. The return value of the task is the list of its pieces, over which `write` is mapped.
 PLAN = "plan"
+#: The key of the watermark's copy in the state of an asset.
+WATERMARK = "watermark"
 #: What a written piece is called in the UI. Undefined renders as its number: a template that fails would fail a task whose work is done.
 PIECE = "materialize_piece"
 PIECE_TEMPLATE = f"{{{{ {PIECE} | default(ti.map_index) }}}}"
@@ -63,14 +57,6 @@ PIECE_TEMPLATE = f"{{{{ {PIECE} | default(ti.map_index) }}}}"
 PERIODS = {"hourly": timedelta(hours=1), "daily": timedelta(days=1)}
 #: Runs of these types go from the watermark to the head, although a scheduled one carries a partition key as its label.
 INCREMENTAL_RUN_TYPES = ("scheduled", "asset_triggered")
-#: The choice in the backfill form that stands for every online store of a view.
-EVERY_STORE = "every store of the view"
-#: What the backfill form can do, by the names that it shows.
-MODES: dict[str, Mode] = {"interval backfill": "backfill", "rebuild": "rebuild"}
-#: The fields of the backfill form.
-FORM_FIELDS = ("views", "mode", "start", "end", "store", "dry_run")
-#: The backfill form's events reach the assets of its views through this alias.
-BACKFILLED = AssetAlias("materialize_backfill")
 
 
 def config_dir(dags_folder: Path) -> Path:
@@ -119,7 +105,7 @@ def write(view: str, store: str, plan: dict[str, Any], piece: int) -> dict[str, 
 
 
 def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Check that the store holds what the pieces wrote and move the watermark. Returns the run report."""
+    """Check that the store holds what the pieces wrote and move the watermark. Returns the run report, as `told` has it."""
     from materialize.pipeline import PieceReport, commit as commit_plan
     from materialize.plan import Plan
 
@@ -127,30 +113,25 @@ def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[st
     reports = [PieceReport.from_dict(piece) for piece in pieces[:]]
     with opened(view, store) as (feature_view, online):
         try:
-            return commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow()).to_dict()
+            report = commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow())
         except WatermarkError as error:
             if not feature_view.on_commit:
                 raise
             # The run that a commit started was faster, which is ordinary here; what it left over is announced again.
             raise AirflowSkipException(str(error)) from None
+        return told(report, online)
 
 
 def publish(report: dict[str, Any]) -> None:
     """Emit the asset event of the view and store, with the counts of the run. Skipped when readers see nothing new."""
     context = get_current_context()
     (outlet,) = context["task"].outlets
-    context["outlet_events"][outlet].extra = event_extra(report)
-
-
-def event_extra(report: dict[str, Any]) -> dict[str, Any]:
-    """What an asset event tells about a run. Raises `AirflowSkipException` when the run changed nothing."""
-    run = RunReport(**report)
-    if not run.changed:
+    mirror(report)
+    if not report["written"] + report["deleted"]:
         raise AirflowSkipException(
-            f"feature view {run.view!r}: the online store {run.store!r} holds nothing new for readers; no event is emitted."
+            f"feature view {report['view']!r}: the online store {report['store']!r} holds nothing new for readers; no event is emitted."
         )
-    told = ("view", "store", "mode", "from_version", "to_version", "event_us", "interval", "run_id", "seconds")
-    return {name: report[name] for name in told} | run.counts
+    context["outlet_events"][outlet].extra = event_extra(report)
 
 
 def request(dag_run: Any, period: timedelta) -> tuple[Mode, Interval | None]:
@@ -170,29 +151,37 @@ def request(dag_run: Any, period: timedelta) -> tuple[Mode, Interval | None]:
     return "incremental", None
 
 
-# The backfill form -----------------------------------------------------------------------------------------------------
+# What the tasks share --------------------------------------------------------------------------------------------------
 
 
-def check_form() -> list[dict[str, Any]]:
-    """Refuse a form that cannot be carried out, naming every problem. Returns one target for each view and store."""
-    context = get_current_context()
-    fields, problems = context["params"], []
-    unknown = sorted(set(context["dag_run"].conf or {}) - set(FORM_FIELDS))
-    if unknown:
-        problems.append(f"unknown fields {', '.join(map(repr, unknown))}; the form has {', '.join(FORM_FIELDS)}")
-    mode = MODES[fields["mode"]]
-    start, end = (moment(name, fields[name], mode, problems) for name in ("start", "end"))
-    if start and end and end <= start:
-        problems.append(f"end: expected a time after the start {start.isoformat()}, found {end.isoformat()}")
-    pairs = chosen(fields["views"], fields["store"], problems)
-    if problems:
-        raise AirflowFailException(
-            f"could not start the backfill: {len(problems)} problem{'s' * (len(problems) > 1)}; nothing was read or written. "
-            "Trigger the DAG again with the form corrected.\n  " + "\n  ".join(problems)
-        )
-    ends = [start.isoformat(), end.isoformat()] if start and end else None
-    common = {"mode": mode, "interval": ends, "dry_run": fields["dry_run"]}
-    return [{"view": view, "store": store, **common} for view, store in pairs]
+def utcnow() -> datetime:
+    """The time of the run; nothing below the tasks looks at a clock."""
+    return datetime.now(timezone.utc)
+
+
+def run_id(task_id: str | None = None) -> str:
+    """The name of the Airflow run, unique over all DAGs; with *task_id*, of a run that one task of it does by itself."""
+    run = get_current_context()["dag_run"]
+    return "/".join([run.dag_id, run.run_id, *([task_id] if task_id else [])])
+
+
+def current_config_dir(config: str | Path | None = None) -> Path:
+    """The configuration folder of the running task: *config*, or its DAG's, found again on the worker, where folders may differ."""
+    return config_dir(Path(get_current_context()["dag"].fileloc).parent) if config is None else Path(config)
+
+
+@contextmanager
+def opened(view: str, store: str, folder: Path | None = None) -> Iterator[tuple[FeatureView, OnlineStore]]:
+    """The feature view with its credentials and its online store, open, as the configuration in *folder* has them.
+
+    Without *folder*: the running task's. Airflow connections are read here and nowhere else.
+    """
+    from materialize.online import open_store
+
+    config = load(current_config_dir() if folder is None else folder, connections=connection)
+    known = config.feature_view(view)
+    with open_store(config.online_store(store)) as online:
+        yield known, online
 
 
 def moment(name: str, text: str | None, mode: Mode, problems: list[str]) -> datetime | None:
@@ -216,101 +205,6 @@ def moment(name: str, text: str | None, mode: Mode, problems: list[str]) -> date
     return parsed
 
 
-def chosen(views: list[str], store: str, problems: list[str]) -> list[tuple[str, str]]:
-    """Each chosen view with each store to write to; adds to *problems* what the configuration does not have."""
-    known = load(current_config_dir()).feature_views
-    if not views:
-        problems.append(f"views: expected at least one of {', '.join(sorted(known))}, found none")
-    pairs = []
-    for view in dict.fromkeys(views):
-        if view not in known:
-            problems.append(f"views: expected some of {', '.join(sorted(known))}, found {view!r}")
-        elif store == EVERY_STORE:
-            pairs += [(view, name) for name in known[view].online_stores]
-        elif store not in known[view].online_stores:
-            has = ", ".join(known[view].online_stores)
-            problems.append(f"store: feature view {view!r} is served from {has}, found {store!r}")
-        else:
-            pairs.append((view, store))
-    return pairs
-
-
-def plan_backfill(target: dict[str, Any]) -> dict[str, Any]:
-    """Plan what the form wants of one view and store, and show the plan and its costs in the log."""
-    from materialize.pipeline import make_plan
-
-    view, store, mode, ends = (target[name] for name in ("view", "store", "mode", "interval"))
-    interval = ends and Interval(*map(datetime.fromisoformat, ends))
-    with opened(view, store) as (feature_view, online):
-        planned = make_plan(feature_view, online, mode=mode, store_name=store, run_id=run_id(), interval=interval)
-        costs = online.estimate(feature_view, planned.rows, mode, first=planned.watermark is None)
-    log_plan(planned)
-    if costs:
-        log.info("costs view=%s store=%s %s", view, store, " ".join(f"{name}={cost}" for name, cost in costs.items()))
-    return planned.to_dict()
-
-
-def write_backfill(target: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
-    """Write every piece of the plan and commit; skipped in a dry run. Emits an asset event when readers see something new."""
-    from materialize.plan import Plan
-
-    view, store = target["view"], target["store"]
-    if target["dry_run"]:
-        raise AirflowSkipException(f"dry run: nothing was written to feature view {view!r} in online store {store!r}.")
-    with opened(view, store) as (feature_view, online):
-        report = carry_out(feature_view, online, Plan.from_dict(plan))
-    emit(BACKFILLED, report)
-    return report.to_dict()
-
-
-# A whole run in one task -----------------------------------------------------------------------------------------------
-
-
-def carry_out(view: FeatureView, online: OnlineStore, planned: Plan) -> RunReport:
-    """Begin the plan, write every piece of it and commit."""
-    from materialize.pipeline import begin, commit as commit_plan, write_piece
-
-    begun = begin(view, online, planned)
-    pieces = [write_piece(view, online, begun, piece, now=utcnow()) for piece in range(begun.pieces)]
-    return commit_plan(view, online, begun, pieces, now=utcnow())
-
-
-def emit(alias: AssetAlias, report: RunReport) -> None:
-    """Let the task, which has *alias* as its outlet, emit the asset event of the view and store when readers see something new."""
-    if report.changed:
-        event = get_current_context()["outlet_events"][alias]
-        event.add(asset(report.view, report.store), extra=event_extra(report.to_dict()))
-
-
-# What the tasks share --------------------------------------------------------------------------------------------------
-
-
-def utcnow() -> datetime:
-    """The time of the run; nothing below the tasks looks at a clock."""
-    return datetime.now(timezone.utc)
-
-
-def run_id() -> str:
-    """The name of the Airflow run, unique over all DAGs."""
-    run = get_current_context()["dag_run"]
-    return f"{run.dag_id}/{run.run_id}"
-
-
-def current_config_dir() -> Path:
-    """The configuration folder of the running task's DAG. It is found again on the worker, where folders may differ."""
-    return config_dir(Path(get_current_context()["dag"].fileloc).parent)
-
-
-@contextmanager
-def opened(view: str, store: str) -> Iterator[tuple[FeatureView, OnlineStore]]:
-    """The feature view with its credentials and its online store, open. Airflow connections are read here and nowhere else."""
-    from materialize.online import open_store
-
-    config = load(current_config_dir(), connections=connection)
-    with open_store(config.online_store(store)) as online:
-        yield config.feature_view(view), online
-
-
 def connection(conn_id: str) -> Any:
     """The Airflow connection *conn_id*, which may come from a secrets backend. Raises ConfigError when there is none."""
     try:
@@ -325,14 +219,60 @@ def connection(conn_id: str) -> Any:
 def log_plan(planned: Plan) -> None:
     """Say what will be read, where from, and why; in a dry run this is all that is done."""
     log.info(
-        "planned view=%s store=%s mode=%s versions=%s..%s interval=%s rows=%s pieces=%s reason=%s",
-        planned.view,
-        planned.store,
-        planned.mode,
-        planned.from_version,
-        planned.to_version,
-        planned.interval,
-        planned.rows,
-        planned.pieces,
-        planned.reason,
+        "planned",
+        view=planned.view,
+        store=planned.store,
+        mode=planned.mode,
+        from_version=planned.from_version,
+        to_version=planned.to_version,
+        interval=planned.interval and str(planned.interval),
+        rows=planned.rows,
+        pieces=planned.pieces,
+        reason=planned.reason,
     )
+
+
+# What a run tells ------------------------------------------------------------------------------------------------------
+
+
+def told(report: RunReport, online: OnlineStore) -> dict[str, Any]:
+    """The report of a finished run as JSON, with where the view stands now as ``watermark``; None if it was never loaded."""
+    from materialize import watermark
+
+    return report.to_dict() | {"watermark": position(watermark.read(online, report.view))}
+
+
+def position(mark: Watermark | None) -> dict[str, Any] | None:
+    """What people want to know of a watermark, as JSON; times in ISO format."""
+    if mark is None:
+        return None
+    times = {"event": mark.event_us, "finished": mark.finished_us}
+    return {
+        "table_id": mark.table_id,
+        "version": mark.version,
+        "generation": mark.generation,
+        "run_id": mark.run_id,
+    } | {name: None if us is None else from_us(us).isoformat() for name, us in times.items()}
+
+
+def event_extra(report: dict[str, Any]) -> dict[str, Any]:
+    """What an asset event tells about a run; *report* is what `told` returned."""
+    names = ("view", "store", "mode", "from_version", "to_version", "event_us", "interval", "run_id", "seconds")
+    return {name: report[name] for name in (*names, *COUNTERS, "watermark")}
+
+
+def mirror(report: dict[str, Any]) -> None:
+    """Copy the watermark that the run moved to Airflow's asset state, where people and other DAGs may read it; this package never does.
+
+    A run that moved none copies none. When Airflow does not take it, that is a warning: the watermark itself is in the store.
+    """
+    from airflow.sdk.execution_time.context import AssetStateStoreAccessor
+
+    mark = report["watermark"]
+    if mark is None or mark["run_id"] != report["run_id"]:
+        return
+    try:
+        # By name: the context has the assets of a task's own outlets only, which the form's, behind an alias, are not.
+        AssetStateStoreAccessor(name=asset(report["view"], report["store"]).name).set(WATERMARK, mark)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run is finished and well
+        log.warning("not mirrored", view=report["view"], store=report["store"], error=str(error))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from materialize.airflow import tasks
-from materialize.config import load
 from materialize.errors import ConfigError, MaterializeError, UnavailableError
 from materialize.model import from_us
 
@@ -109,20 +108,16 @@ def look(wanted: Wanted, folder: Path, now: datetime) -> Seen:
     Raises ConfigError for a view or store that the configuration in *folder* does not have or does not bring together, and what
     else nobody can wait out.
     """
-    from materialize.online import open_store
-
-    config = load(folder, connections=tasks.connection)
-    view, store = config.feature_view(wanted.view), config.online_store(wanted.store)
-    expected = expectation(wanted, view)
-    hint = (
-        f"expected {' and '.join(expected.texts)}. Look after the last runs of the DAG materialize_{view.schedule}, "
-        f"and run: materialize status {view.name}"
-    )
-    try:
-        with open_store(store) as online:
+    with tasks.opened(wanted.view, wanted.store, folder) as (view, online):
+        expected = expectation(wanted, view)
+        hint = (
+            f"expected {' and '.join(expected.texts)}. Look after the last runs of the DAG materialize_{view.schedule}, "
+            f"and run: materialize status {view.name}"
+        )
+        try:
             fresh, stands, found = compare(wanted, expected.within, view, online, now)
-    except UnavailableError as error:
-        return Seen(fresh=False, stands={}, says=f"found no answer ({error}); {hint}")
+        except UnavailableError as error:
+            return Seen(fresh=False, stands={}, says=f"found no answer ({error}); {hint}")
     return Seen(fresh, stands, f"found {found}; {hint}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,10 @@ from materialize.cli.targets import Options, Target, for_each, for_store, usage_
 from materialize.model import Interval, duration_text, from_us
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from materialize.model import Mode, OnlineStoreConfig
+    from materialize.pipeline import Run
 
 __all__ = ["app", "main"]
 
@@ -36,6 +40,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view a
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
 DEFAULT_CONFIG = Path("config")
+Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
 #: Facts of a plan that are for machines.
 INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
 #: Facts of a view's state that do not fit on a screen.
@@ -184,6 +189,33 @@ def lookup(
 
 
 @app.command()
+def verify(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Compare every entity, not a sample.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compare every entity, and write those that differ again.")
+    ] = False,
+    confidence: Share = 0.99,
+    smallest: Share = 0.001,
+    keys: Annotated[bool, typer.Option("--keys", help="Print the entity key of each that differs.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Compare what readers see with the table; exit code 1 if more differs than the view's verify.max_mismatched.
+
+    The size of a sample follows from --confidence, the probability to find a problem that a share of --smallest of the entities has.
+    """
+    from materialize.verify import sample_size
+
+    options = Options(config, store, as_json, verbose)
+    sample = None if full or repair else sample_size(confidence, smallest)
+    for_each(options, views, partial(_verify, options, sample=sample, repair=repair, keys=keys))
+
+
+@app.command()
 def doctor(
     views: Views = None,
     config: ConfigDir = DEFAULT_CONFIG,
@@ -207,12 +239,36 @@ def _run(
     """*more*: what this kind of run wants beside view, store and run."""
     from materialize import pipeline
 
+    with _watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
+        report = getattr(pipeline, kind)(target.view, target.store, _new_run(target, progress), **more)
+    print_report(report, as_json=options.as_json)
+
+
+def _verify(options: Options, target: Target, *, sample: int | None, repair: bool, keys: bool) -> None:
+    from materialize.verify import tolerated, verify
+
+    with _watched(f"verify {target.view.name} in {target.store_name}") as progress:
+        report = verify(target.view, target.store, _new_run(target, progress), sample=sample, repair=repair)
+    print_facts(report.to_dict(), as_json=options.as_json)
+    if keys:
+        for problem, those in report.keys.items():
+            for key in those:
+                print_facts({**target.names, "problem": problem, "key": key.decode()}, as_json=options.as_json)
+    tolerated(report, target.view.verify.max_mismatched)
+
+
+@contextmanager
+def _watched(doing: str) -> Iterator[Callable[[int], None]]:
+    """A line on the terminal that says how many entities are done; it is told by what this gives."""
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
     with Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
-        task = bar.add_task(f"{kind} {target.view.name} -> {target.store_name}", total=None)
-        run = pipeline.Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, partial(bar.advance, task))
-        report = getattr(pipeline, kind)(target.view, target.store, run, **more)
-    print_report(report, as_json=options.as_json)
+        yield partial(bar.advance, bar.add_task(doing, total=None))
+
+
+def _new_run(target: Target, progress: Callable[[int], None]) -> Run:
+    from materialize.pipeline import Run
+
+    return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, progress)
 
 
 def _plan(options: Options, mode: Mode, target: Target, *, interval: Interval | None = None) -> None:

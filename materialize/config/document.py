@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
+from materialize.config.yaml import MarkedYAMLError, YAMLError, parse
 from materialize.model import mask_credentials
 
 if TYPE_CHECKING:
@@ -96,26 +93,11 @@ class Document:
         return "\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)])
 
 
-class _Constructor(SafeConstructor):
-    """Makes the values, and keeps the keys that appear twice in one mapping with their lines, to report all of them."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.duplicates: list[tuple[int, Any]] = []
-
-    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:  # noqa: ARG002 - overridden
-        if key in mapping:
-            self.duplicates.append((key_node.start_mark.line + 1, key))
-        return key not in mapping
-
-
 def read(path: Path, *, secret: bool = False) -> Document:
     """The content of *path*, or the reason why it has none that can be used."""
     document = Document(path, secret=secret)
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
     try:
-        data = yaml.load(path.read_text(encoding="utf-8-sig"))
+        data, duplicates = parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         document.problems.append(
             "expected a file, found none. It belongs to the folder given with --config DIR or MATERIALIZE_CONFIG"
@@ -132,7 +114,7 @@ def read(path: Path, *, secret: bool = False) -> Document:
             "expected YAML with text, lists and mappings, found a character or a value that cannot be read"
         )
     else:
-        document.problems += [f"line {line}: {key!r} appears twice" for line, key in yaml.constructor.duplicates]
+        document.problems += [f"line {line}: {key!r} appears twice" for line, key in duplicates]
         if isinstance(data, dict) and data:
             document.data = document.fill(data)
         else:

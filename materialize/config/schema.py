@@ -11,7 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, 
 
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings
+from materialize.model import (
+    APPROVE_ABOVE_ROWS,
+    FeatureType,
+    FeatureView,
+    OnlineStoreConfig,
+    Prices,
+    TableSettings,
+    VerifySettings,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +34,8 @@ NAME, NAME_RULE = r"[a-z][a-z0-9_]{0,62}", "a name of at most 63 lower-case lett
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 #: One hundred years: beyond it, event times plus durations leave what a timestamp can hold.
 LONGEST = timedelta(days=36_500)
+#: In percent.
+WHOLE = 100
 
 
 def _duration(value: object) -> timedelta:
@@ -38,6 +48,13 @@ def _duration(value: object) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def _percentage(value: object) -> float:
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?) ?%", str(value), flags=re.ASCII)
+    if match is None or float(match[1]) > WHOLE:
+        raise ValueError("a percentage such as 0.1%")
+    return float(match[1]) / WHOLE
+
+
 def _feature_type(value: object) -> FeatureType:
     try:
         return FeatureType.parse(str(value))
@@ -47,6 +64,7 @@ def _feature_type(value: object) -> FeatureType:
 
 Text = Annotated[str, Field(min_length=1)]
 Duration = Annotated[timedelta, PlainValidator(_duration)]
+Percentage = Annotated[float, PlainValidator(_percentage)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_ .-]{0,127}$")]
 #: What a key of a mapping is, for messages.
@@ -86,6 +104,13 @@ class ViewKeys(Keys):
     on_rebuild_needed: Literal["fail", "auto"] = Field("fail", description="fail or auto")
     freshness: Duration | None = Field(None, description="a duration such as '2h'")
     on_commit: bool = Field(default=False, description="true or false")
+    verify: dict[str, Any] | None = Field(None, description="a mapping such as {compare: full, max_mismatched: 0.1%}")
+
+
+class VerifyKeys(Keys):
+    compare: Literal["sample", "full"] | None = Field(None, description="sample or full")
+    max_mismatched: Percentage = Field(0.0, description="a percentage such as 0.1%")
+    repair: bool = Field(default=False, description="true or false")
 
 
 class StoreKeys(Keys):
@@ -94,6 +119,10 @@ class StoreKeys(Keys):
     pool: Text | None = Field(None, description="the name of an Airflow pool")
     tables: dict[str, Any] | None = Field(None, description="a mapping such as {point_in_time_recovery: true}")
     prices: dict[str, Any] | None = Field(None, description="a mapping such as {as_of: 2026-11-01, ...}")
+    approve_above_rows: PositiveInt = Field(
+        APPROVE_ABOVE_ROWS,
+        description="the rows of a run of the backfill form that nobody has to approve, such as 1000000",
+    )
 
 
 class TableKeys(Keys):
@@ -151,14 +180,25 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
             document.expected(("online_stores", position), one_of(stores, store), store)
         if store in listed[:position]:
             document.twice(("online_stores", position), store)
+    verify = None if keys is None else _verification(document, keys)
     if keys is None or document.problems:
         return None
-    fields = dict(keys)
+    fields = dict(keys) | {"verify": verify}
     fields |= {"join_keys": tuple(keys.join_keys), "online_stores": tuple(keys.online_stores)}
     remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", keys.source)
     return FeatureView(
         name=name, **fields | {"source": keys.source if remote else os.path.normpath(root / keys.source)}
     )
+
+
+def _verification(document: Document, view: ViewKeys) -> VerifySettings:
+    keys: VerifyKeys | None = _keys(document, VerifyKeys, view.verify or {}, ("verify",))
+    if keys is None:
+        return VerifySettings()
+    if keys.repair and keys.compare == "sample":
+        document.expected(("verify", "compare"), "full, because a sample cannot be repaired", keys.compare)
+    compare = keys.compare or ("full" if keys.repair else "sample")
+    return VerifySettings(compare, keys.max_mismatched, keys.repair)
 
 
 def _check_columns(document: Document) -> None:
@@ -198,7 +238,9 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
         tables, prices = _settings(document, keys, name)
         try:
             url = checked_url(keys.url, root) if keys.url else ""
-            stores[name] = OnlineStoreConfig(name, url, keys.connection, keys.pool, tables, prices)
+            stores[name] = OnlineStoreConfig(
+                name, url, keys.connection, keys.pool, tables, prices, keys.approve_above_rows
+            )
         except ValueError as error:
             what, _, found = str(error).removeprefix("expected ").partition(", found ")
             hidden = document.variables.get((name, "url"))

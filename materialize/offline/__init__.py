@@ -3,7 +3,7 @@
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
 from materialize.offline.log import DataFile, LogReader, total_rows
-from materialize.offline.rows import OrderRows, read_features, read_order, with_versions
+from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
 from materialize.offline.table import OfflineTable, open_table, reading
 
 __all__ = [
@@ -22,5 +22,6 @@ __all__ = [
     "reading",
     "removed_since",
     "total_rows",
+    "versions_are_exact",
     "with_versions",
 ]

@@ -202,6 +202,14 @@ class LogReader:
                 brought[add["path"]] = commit.version if add["dataChange"] else max(inputs, default=OLDEST)
         return brought
 
+    def appended_files(self, last: int) -> set[str]:
+        """The paths of the files whose rows are all of the commit that added them, because it removed none: no row is older."""
+        appended: dict[str, bool] = {}
+        for commit in self.commits_left(last):
+            # a file that gets a deletion vector is added again, with older rows
+            appended |= {add["path"]: add["dataChange"] and not commit.removes for add in commit.adds}
+        return {path for path, alone in appended.items() if alone}
+
     def vectors(self, last: int) -> dict[str, dict[str, Any]]:
         """The deletion vector of each live file that has one, by path. Raises CommitGone when the log does not go back to the start."""
         found: dict[str, Any] = {}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from materialize.offline.log import DataFile, LogReader
     from materialize.offline.table import OfflineTable
 
-__all__ = ["OrderRows", "RowCounts", "read_features", "read_order", "with_versions"]
+__all__ = ["OrderRows", "RowCounts", "read_features", "read_order", "versions_are_exact", "with_versions"]
 
 #: Physical rows per file: int64, shape (files,).
 RowCounts = npt.NDArray[np.int64]
@@ -116,6 +116,14 @@ def with_versions(table: OfflineTable, rows: OrderRows) -> OrderRows:
         versions = table.log.file_versions(table.version)
     brought = _per_row([versions.get(file.path, OLDEST) for file in rows.files], rows.counts)
     return rows.having(rows.frame.with_columns(version=brought[rows.frame["position"]]))
+
+
+def versions_are_exact(table: OfflineTable, rows: OrderRows) -> pl.Series:
+    """Whether the version that `with_versions` gives a row is the commit that brought it; else it may be an earlier one. Boolean."""
+    with reading(table.view):
+        appended = table.log.appended_files(table.version)
+    exact = np.repeat(np.array([file.path in appended for file in rows.files], dtype=np.bool_), rows.counts)
+    return pl.Series(exact)[rows.frame["position"]]
 
 
 def read_features(table: OfflineTable, rows: OrderRows, positions: pl.Series) -> Iterator[tuple[int, pl.DataFrame]]:

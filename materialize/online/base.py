@@ -111,10 +111,12 @@ class OnlineStore(ABC):
         return {view: self.read(view, some) for view, some in keys.items()}
 
     @abstractmethod
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Every entity key of *view* with its record, tombstones included, in batches of some thousands, in no order.
 
-        A key that is in the store during the whole scan is returned at least once; other keys may be or not.
+        A key that is in the store during the whole scan is returned at least once; other keys may be or not. *start*, from 0 to 1:
+        where in the store's own order the scan begins. Where that is the order of a hash (Redis, DynamoDB) and not of the keys, the
+        first batches of a random start are a random sample.
         """
 
     @abstractmethod

@@ -74,11 +74,13 @@ class MemoryStore(OnlineStore):
             found = [self.content.records.get((view, key)) for key in keys]
         return [None if record is None else pack_order(record) for record in found]
 
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         with self.content.lock:
             found = {key: record for (owner, key), record in self.content.records.items() if owner == view}
-        if found:
-            yield list(found), [pack_order(record) for record in found.values()]
+        keys = list(found)
+        keys = keys[int(start * len(keys)) :] + keys[: int(start * len(keys))]
+        if keys:
+            yield keys, [pack_order(found[key]) for key in keys]
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         with self.content.lock:

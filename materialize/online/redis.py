@@ -43,6 +43,8 @@ BYTES_PER_CALL = 256 * 2**10
 BYTES_IN_FLIGHT = 2 * 2**20
 #: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
 KEYS_PER_READ = 1_000
+#: Cursors of SCAN among which a scan may begin; more than the buckets of any server's table, of which the low bits count.
+CURSORS = 2**40
 #: A prefix takes part in patterns of SCAN, so it has no character that means something there.
 PREFIX = r"[A-Za-z0-9_.:-]+"
 #: What write.lua returns for a key that holds something that is no record.
@@ -161,10 +163,12 @@ class RedisStore(OnlineStore):
             replies: list[list[Any]] = [self.client.mget(chunk) for chunk in chunks]
         return [record for reply in replies for record in reply]
 
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
-        cursor, found, records = 0, [], []  # type: tuple[int, list[Any], list[Any]]
-        while True:
+        # A cursor is a bucket of the server's hash table. It takes any number, and a scan from any but 0 ends before it saw all.
+        cursor, found, records = int(start * CURSORS), [], []  # type: tuple[int, list[Any], list[Any]]
+        rounds = 2 if cursor else 1
+        while rounds:
             with self._translated(f"scan feature view {view!r} in"):
                 cursor, found = self.client.scan(cursor, match=head + b"*}", count=KEYS_PER_READ)
                 records = list(self.client.mget(found)) if found else []
@@ -174,8 +178,7 @@ class RedisStore(OnlineStore):
             if there:
                 keys, values = zip(*there, strict=True)
                 yield list(keys), list(values)
-            if not cursor:
-                return
+            rounds -= not cursor
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         with self._translated(f"read the {name} of feature view {view!r} from"):

@@ -99,15 +99,24 @@ class SqliteStore(OnlineStore):
             found = [connection.execute(STATEMENTS["read"], (view, key)).fetchone() for key in keys]
         return [None if row is None else _record(*row) for row in found]
 
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        after = b""
-        while True:
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        after, rounds = self._key_at(view, start), 2 if start else 1
+        while rounds:
             with self._connection(self.reader, f"scan feature view {view!r} in") as connection:
                 rows = connection.execute(STATEMENTS["scan"], (view, after, ROWS_PER_STEP)).fetchall()
-            if not rows:
-                return
-            after = rows[-1][0]
-            yield [row[0] for row in rows], [_record(*row[1:]) for row in rows]
+            if rows:
+                after = rows[-1][0]
+                yield [row[0] for row in rows], [_record(*row[1:]) for row in rows]
+            else:
+                after, rounds = b"", rounds - 1
+
+    def _key_at(self, view: str, start: float) -> bytes:
+        """The entity key that *start* of the view's keys come before or are."""
+        if not start:
+            return b""
+        with self._connection(self.reader, f"scan feature view {view!r} in") as connection:
+            row = connection.execute(STATEMENTS["key_at"], {"view": view, "start": start}).fetchone()
+        return b"" if row is None else bytes(row[0])
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         with self._connection(self.reader, f"read the {name} of feature view {view!r} from") as connection:

@@ -98,6 +98,10 @@ SELECT event_us, created_us, version, floor, lead, payload FROM records WHERE vi
 SELECT entity_key, event_us, created_us, version, floor, lead, payload FROM records
 WHERE view = ? AND entity_key > ? ORDER BY entity_key LIMIT ?;
 
+-- name: key_at
+SELECT entity_key FROM records WHERE view = :view ORDER BY entity_key
+LIMIT 1 OFFSET (SELECT CAST(:start * count(*) AS INTEGER) FROM records WHERE view = :view);
+
 -- name: read_cell
 SELECT content FROM cells WHERE view = ? AND name = ?;
 

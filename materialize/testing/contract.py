@@ -173,6 +173,14 @@ class OnlineStoreContract:
             row.key: row.key for row in rows
         }
 
+    @pytest.mark.parametrize("start", [0.0, 0.37, 0.999])
+    def test_a_scan_is_complete_wherever_it_starts(self, store: OnlineStore, start: float) -> None:
+        keys = {b"%d" % number for number in range(2_500)}
+        self.merge(store, *(Row(key) for key in keys))
+        self.merge(store, Row(b"other"), view="view_2")
+
+        assert {key for batch, _ in store.scan("view", start=start) for key in batch} == keys
+
     def test_views_do_not_see_each_other(self, store: OnlineStore) -> None:
         for view in ("view", "view_2", "vie"):
             self.merge(store, Row(b"k", payload=view.encode()), view=view)

@@ -51,8 +51,8 @@ class CrashingStore(OnlineStore):
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         return self.store.read(view, keys)
 
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        return self.store.scan(view)
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        return self.store.scan(view, start=start)
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         return self.store.read_cell(view, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from jsonschema import FormatChecker
 
-from materialize.airflow.tasks import FORM_FIELDS
+from materialize.airflow.form_tasks import FORM_FIELDS
 from materialize.model import OnlineStoreConfig
 from materialize.online import open_store
 from tests.airflow.project import START
@@ -41,7 +40,7 @@ def filled(**changes: Any) -> dict[str, Any]:
         ({"end": "tomorrow"}, "end: expected a time such as '2026-01-31T00:00:00Z', found 'tomorrow'"),
         ({"start": "2026-01-31T00:00:00"}, "start: expected a time with a time zone such as '2026-01-31T00:00:00Z'"),
         ({"end": START.isoformat()}, "end: expected a time after the start"),
-        ({"dryrun": True}, "unknown fields 'dryrun'; the form has views, mode, start, end, store, dry_run"),
+        ({"dryrun": True}, "unknown fields 'dryrun'; the form has views, mode, start, end, store, dry_run, parallel"),
         ({"mode": "rebuild", "end": None}, "start: expected nothing, because a rebuild takes the whole table, found"),
         ({"store": "second"}, "store: feature view 'spending' is served from default, found 'second'"),
     ],
@@ -76,15 +75,20 @@ def test_unknown_view_is_refused_before_the_run_exists(project: Project) -> None
         run_dag(FORM, conf=filled(views=["nobody"]))
 
 
-def test_dry_run_is_the_default_and_writes_nothing(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+def test_dry_run_is_the_default_and_writes_nothing(project: Project) -> None:
     form = filled()
     del form["dry_run"]
 
     run = run_dag(FORM, conf=form)
 
     assert run.state == "success"
-    assert run.tasks == {"check": "success", "backfill.plan[0]": "success", "backfill.write[0]": "skipped"}
-    assert run.values["backfill.plan[0]"]["rows"] == 1
+    assert {name: state for name, state in run.tasks.items() if state == "success"} == {
+        "check": "success",
+        "plan[0]": "success",
+        "summary": "success",
+    }
+    assert run.tasks["approve"] == run.tasks["to_default.targets"] == run.tasks["to_default.commit"] == "skipped"
+    assert run.values["plan[0]"]["rows"] == 1
     assert project.vector("spending", 1).status == "missing"
     assert run.events == {}
 
@@ -124,30 +128,83 @@ def test_rebuild_replaces_what_is_online_and_moves_the_watermark(project: Projec
 def test_dry_run_of_a_rebuild_writes_nothing(project: Project) -> None:
     run = run_dag(FORM, conf={"views": ["spending"], "mode": "rebuild"})
 
-    assert (run.state, run.tasks["backfill.write[0]"]) == ("success", "skipped")
-    assert run.values["backfill.plan[0]"]["mode"] == "rebuild"
+    assert (run.state, run.tasks["to_default.write"]) == ("success", "skipped")
+    assert run.values["plan[0]"]["mode"] == "rebuild"
     assert project.watermark("spending") is None
 
 
 @pytest.mark.server
 @pytest.mark.xdist_group("dynamodb")
-def test_dry_run_says_what_a_store_that_bills_by_the_row_costs(
-    project: Project, dynamodb_local: DynamoDbLocal, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_dry_run_says_what_a_store_that_bills_by_the_row_costs(project: Project, dynamodb_local: DynamoDbLocal) -> None:
     dynamodb_local.drop_tables()
     url = f"dynamodb://key:secret@{REGION}/fs?endpoint_url={dynamodb_local.endpoint}"
     project.set_stores(default=url)
     with open_store(OnlineStoreConfig("default", url)) as store:
         store.setup("spending")
 
-    with caplog.at_level(logging.INFO, logger="materialize"):
-        run = run_dag(FORM, conf={"views": ["spending"], "mode": "rebuild"})
+    run = run_dag(FORM, conf={"views": ["spending"], "mode": "rebuild"})
 
-    (told,) = [record.message for record in caplog.records if record.message.startswith("costs ")]
+    told = run.values["summary"]["markdown"]
     assert run.state == "success"
-    assert told.startswith("costs view=spending store=default way=conditional updates")
-    assert "write_units=1 read_units=0 minutes=0.0" in told
+    assert "| spending | default | rebuild | 0 | 1 | 1 | 0.0 | 0.0 | way conditional updates" in told
+    assert "; write_units 1; read_units 0;" in told
     assert "secret" not in told
+
+
+def test_pieces_of_all_views_are_written_by_as_many_tasks_as_the_form_says(project: Project) -> None:
+    project.add("spending", 2, event=0.5, amount=2.0)
+    pretend_rows(project, "spending", 45_000_000)
+
+    run = run_dag(FORM, conf=filled(views=["spending", "risk"], parallel=2))
+
+    assert run.state == "success"
+    assert {run.labels[name] for name in run.tasks if ".write" in name} == {
+        "spending in default: part 1-3 of 5",
+        "spending in default: part 4-5 of 5, risk in default: part 1 of 1",
+    }
+    assert {run.labels[name] for name in run.tasks if ".commit" in name} == {"spending", "risk"}
+    assert [project.amount("spending", user) for user in (1, 2)] == [1.0, 2.0]
+    assert project.amount("risk", 1) == 1.0
+    assert {name: extra["written"] for name, extra in run.events.items()} == {"default/spending": 2, "default/risk": 1}
+
+
+def test_a_failing_piece_holds_back_its_own_view_only(project: Project) -> None:
+    pretend_rows(project, "risk", 25_000_000)
+    for file in (project.root / "risk").glob("*.parquet"):
+        file.unlink()
+
+    run = run_dag(FORM, conf=filled(views=["risk", "spending"], parallel=1))
+
+    assert run.state == "failed"
+    assert run.tasks["to_default.write[0]"] == "failed"
+    assert "found 0 written pieces, expected 3" in str(run.errors["to_default.commit[0]"])
+    assert run.tasks["to_default.commit[1]"] == "success"
+    assert project.amount("spending", 1) == 1.0
+
+
+def test_each_store_has_its_own_tasks_in_its_own_pool(project: Project) -> None:
+    (project.root / "config" / "online_stores.yaml").write_text(
+        f'default: {{url: "sqlite:///{project.root}/online.db", pool: small}}\n'
+        f'second: {{url: "sqlite:///{project.root}/second.db"}}\nunused: {{url: "memory://"}}\n'
+    )
+    project.set_view("risk", store="default, second")
+
+    dag = load_dags().dags[FORM]
+    run = run_dag(FORM, conf=filled(views=["risk"], store="second"))
+
+    pools = {task.task_id: task.pool for task in dag.tasks}
+    assert {name.partition(".")[0] for name in pools if "." in name} == {"to_default", "to_second"}
+    assert (pools["to_default.write"], pools["to_second.write"]) == ("small", "default_pool")
+    assert run.state == "success"
+    assert run.tasks["to_default.targets"] == run.tasks["to_default.commit"] == "skipped"
+    assert project.vector("risk", 1, store="second").status == "present"
+    assert project.vector("risk", 1).status == "missing"
+
+
+def pretend_rows(project: Project, view: str, rows: int) -> None:
+    """Have the table's log say that its first file has so many rows, which is what pieces are cut by."""
+    path = project.root / view / "_delta_log" / f"{0:020}.json"
+    path.write_text(path.read_text().replace('\\"numRecords\\":1,', f'\\"numRecords\\":{rows},'))
 
 
 def test_unknown_mode_is_refused_before_the_run_exists(project: Project) -> None:
@@ -160,9 +217,13 @@ def test_a_failing_view_does_not_hold_back_the_other(project: Project) -> None:
 
     run = run_dag(FORM, conf=filled(views=["risk", "spending"]))
 
-    assert run.tasks["backfill.plan[0]"] == "failed"
-    assert run.tasks["backfill.write[1]"] == "success"
+    assert run.state == "failed"
+    assert (run.tasks["plan[0]"], run.tasks["to_default.begin[0]"]) == ("failed", "failed")
+    assert "found no plan, expected the one of the task plan" in str(run.errors["to_default.begin[0]"])
+    assert "its run was not begun" in str(run.errors["to_default.commit[0]"])
+    assert run.tasks["to_default.commit[1]"] == "success"
     assert project.amount("spending", 1) == 1.0
+    assert list(run.events) == ["default/spending"]
 
 
 def test_backfill_that_changes_nothing_emits_no_event(project: Project) -> None:
@@ -170,7 +231,7 @@ def test_backfill_that_changes_nothing_emits_no_event(project: Project) -> None:
 
     run = run_dag(FORM, conf=filled())
 
-    assert run.values["backfill.write[0]"]["unchanged"] == 1
+    assert run.values["to_default.commit[0]"]["unchanged"] == 1
     assert run.events == {}
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -25,11 +22,9 @@ from materialize.config import load
 from materialize.online import open_store
 from materialize.pipeline import begin, make_plan
 from tests.airflow.runs import DAGS, load_dags, run_dag
-from tests.airflow.test_dags import HEAVY, PARSE, PARSE_BUDGET
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from tests.airflow.project import Project
 
@@ -373,26 +368,3 @@ def test_large_snapshot_and_one_under_way_are_left_to_the_schedule(on_commit: Pr
         refuse_large_snapshot(large, "daily")
 
     assert under_way.values["default.changed"] == []
-
-
-def test_parsing_200_views_is_cheap_and_loads_nothing_heavy(project: Project, tmp_path: Path) -> None:
-    for number in range(200):
-        project.set_view(f"view_{number}")
-        project.say(f"view_{number}", "on_commit: true")
-    folder = tmp_path / "dags"
-    folder.mkdir()
-    (folder / "on_commit.py").write_text((DAGS / f"{ON_COMMIT}.py").read_text())
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE, str(folder)],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=DAGS.parent,
-        env=os.environ,
-        timeout=60,
-    )
-
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["errors"], found["dags"]) == ({}, [ON_COMMIT])
-    assert not set(HEAVY) & set(found["loaded"])
-    assert found["seconds"] < PARSE_BUDGET

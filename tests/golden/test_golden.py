@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from materialize import codec
+from materialize import codec, decoder
 from materialize.entity_key import entity_keys, format_key, parse_key
 from materialize.model import FIXED_WIDTHS, LIST_ITEMS, MAX_PRECISION, FeatureType, FeatureView, Watermark, from_us
 from materialize.online.base import OnlineStore
@@ -108,8 +108,8 @@ def test_a_golden_record_is_written_the_same(golden):
 def test_a_golden_record_is_read_the_same(golden):
     view, record = view_of(golden["schema"]), bytes.fromhex(golden["record"])
 
-    header = codec.Header.unpack(record)
-    values = codec.Decoder(view.features).decode(record)
+    header = decoder.Header.unpack(record)
+    values = decoder.Decoder(view.features).decode(record)
 
     found = {name: getattr(header, name) for name in ("schema_id", "event_us", "created_us", "version", "floor")}
     assert found == {name: int(value) for name, value in golden["header"].items()}
@@ -123,7 +123,7 @@ def test_a_golden_record_is_read_the_same(golden):
 def test_a_golden_tombstone_is_written_and_read_the_same(golden):
     batch = codec.tombstones([b"k"], int(golden["version"]))
 
-    header = codec.Header.unpack(bytes.fromhex(golden["record"]))
+    header = decoder.Header.unpack(bytes.fromhex(golden["record"]))
 
     assert batch.values[0].as_py().hex() == golden["record"]
     assert (header.tombstone, header.version, header.floor) == (True, int(golden["version"]), int(golden["version"]))

@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from materialize import pipeline, watermark
-from materialize.codec import Decoder, Header
-from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, WatermarkError
+from materialize.decoder import Decoder, Header
+from materialize.errors import MaterializeError, OfflineStoreError, OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import FeatureType, FeatureView, to_us
 from materialize.testing import CrashingStore
+from materialize.verify import verify
 from tests.properties.rows import FEATURES, NOW, T0, key, keyed, shown, storable
 
 if TYPE_CHECKING:
@@ -274,6 +275,7 @@ class Runs:
             f"the watermark is {found} after {report}",
         )
         self.settle(state, view)
+        self.verified(state, view)
         if report.from_version is None:
             self.snapshots += 1
             self.check_counts(report, [self.lake.values[uid] for uid in state.came])
@@ -323,6 +325,15 @@ class Runs:
             features = [shown({name: row.get(name) for name in view.features}) for row in rows]
             served = shown({name: found[entity][name] for name in view.features if name in found[entity]})
             self.expect(served in features, f"entity {entity!r} is {found[entity]}, expected one of {rows}")
+
+    def verified(self, state: Version, view: FeatureView) -> None:
+        """What is right is found to be right, unless the version can no longer be read."""
+        try:
+            report = verify(view, self.store, self.run())
+        except OfflineStoreError as error:
+            self.expect(self.lake.now is not state, f"could not verify version {state}: {error}")
+        else:
+            self.expect(report.mismatched == 0, f"verify found {report} with {report.keys}")
 
     def online(self, view: FeatureView) -> dict[bytes, dict[str, Any]]:
         """What readers see."""

@@ -186,8 +186,8 @@ class BulkFiles(BulkStore):
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         return [None] * len(keys) if self.makes_table else self.store.read(view, keys)
 
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        return iter(()) if self.makes_table else self.store.scan(view)
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        return iter(()) if self.makes_table else self.store.scan(view, start=start)
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         return self.cells.get(name) if self.makes_table else self.store.read_cell(view, name)

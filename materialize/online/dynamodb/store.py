@@ -12,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,15 +148,21 @@ class DynamoDbStore(OnlineStore):
             pause = min(2 * pause, LONGEST_PAUSE)
         return found
 
-    def scan(self, view: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         only: dict[str, Any] = {}
         if self.address.shared:
             only = {"FilterExpression": f"{VIEW} = :view", "ExpressionAttributeValues": {":view": {"S": view}}}
-        pages = self.client.api.get_paginator("scan").paginate(
-            TableName=self.address.table(view), ConsistentRead=True, **only
+        scan = partial(
+            self.client.api.get_paginator("scan").paginate,
+            TableName=self.address.table(view),
+            ConsistentRead=True,
+            **only,
         )
+        # Items lie in the order of a hash of their keys, so any key is a random place; behind it, the scan ends before it saw all.
+        place: dict[str, Any] = {"ExclusiveStartKey": self._item_key(view, f"{start}")}
+        rounds = [scan(**place), scan()] if start else [scan()]
         with self.client.translated(f"scan feature view {view!r} in", view):
-            for page in pages:
+            for page in chain.from_iterable(rounds):
                 items = [item for item in page["Items"] if not item[KEY]["S"].startswith(CELL)]
                 if items:
                     yield [item[KEY]["S"].encode() for item in items], [record_of(item) for item in items]

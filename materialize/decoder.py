@@ -1,0 +1,188 @@
+"""Bytes to values: records of format version 1, as docs/format.md fixes them. One record alone, as a reader needs it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Context, Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from materialize.errors import OnlineStoreError
+from materialize.model import FIXED_WIDTHS, MAX_PRECISION, FeatureType, from_us
+from materialize.online.base import HEADER, TOMBSTONE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy.typing as npt
+
+__all__ = ["FORMAT_VERSION", "Decoder", "Header", "headers", "narrowed"]
+
+FORMAT_VERSION = 1
+HAS_NULLS = 2
+HEADER_DTYPE = [
+    ("format", "u1"),
+    ("flags", "u1"),
+    ("schema", "<u2"),
+    ("event_us", "<i8"),
+    ("created_us", "<i8"),
+    ("version", "<i8"),
+    ("floor", "<i8"),
+]
+UNIX_DATE = date(1970, 1, 1)
+#: Bytes in the fixed section that say how long a value in the variable section is.
+LENGTH_BYTES = 4
+#: The default context would round decimals to 28 digits.
+EXACT = Context(prec=MAX_PRECISION)
+NUMBER_CODES = {
+    "bool": "?",
+    "int8": "b",
+    "int16": "h",
+    "int32": "i",
+    "int64": "q",
+    "uint8": "B",
+    "uint16": "H",
+    "uint32": "I",
+    "uint64": "Q",
+    "float32": "f",
+    "float64": "d",
+    "date": "i",
+    "timestamp": "q",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The first 36 bytes of a record."""
+
+    flags: int
+    schema_id: int
+    event_us: int
+    created_us: int
+    version: int
+    floor: int
+
+    @classmethod
+    def unpack(cls, record: bytes) -> Header:
+        """Raises OnlineStoreError for bytes that are no record of this format version."""
+        if len(record) < HEADER.size or record[0] != FORMAT_VERSION:
+            found = f"{len(record)} bytes" if len(record) < HEADER.size else f"format version {record[0]}"
+            raise OnlineStoreError(
+                f"could not decode a stored value: found {found}, expected a record of format version {FORMAT_VERSION}. "
+                "Something else writes under this prefix, or a newer release did. Upgrade this reader, or run: materialize rebuild VIEW"
+            )
+        return cls(*HEADER.unpack_from(record)[1:])
+
+    @property
+    def tombstone(self) -> bool:
+        return bool(self.flags & TOMBSTONE)
+
+
+def headers(records: Sequence[bytes]) -> npt.NDArray[Any]:
+    """The headers of *records* as one structured array: flags, schema, event_us, created_us, version, floor."""
+    for record in records:
+        if len(record) < HEADER.size or record[0] != FORMAT_VERSION:
+            Header.unpack(record)  # raises, with what was found
+    return np.frombuffer(b"".join(record[: HEADER.size] for record in records), dtype=HEADER_DTYPE)
+
+
+class Decoder:
+    """Decodes records of one schema to Python values."""
+
+    def __init__(self, features: Mapping[str, FeatureType]) -> None:
+        self.features = dict(features)
+        codes = [_slot_code(kind) for kind in features.values()]
+        self.fixed = struct.Struct("<" + "".join(codes))
+        self.bitmap_size = (len(features) + 7) // 8
+        self.variable = [index for index, kind in enumerate(features.values()) if kind.width is None]
+
+    def decode(self, record: bytes) -> dict[str, Any]:
+        """The feature values of a live record by name, None for null: int, float, bool, str, bytes, date, datetime, Decimal or list.
+
+        Raises OnlineStoreError for a record that is shorter or longer than its schema says.
+        """
+        start = HEADER.size
+        nulls = 0
+        if record[1] & HAS_NULLS:
+            nulls = int.from_bytes(record[start : start + self.bitmap_size], "little")
+            start += self.bitmap_size
+        position = start + self.fixed.size
+        if len(record) < position:
+            raise _damaged(len(record), f"at least {position}")
+        slots: tuple[Any, ...] = self.fixed.unpack_from(record, start)
+        size = position + sum(slots[index] for index in self.variable)
+        if len(record) != size:
+            raise _damaged(len(record), str(size))
+        values: dict[str, Any] = {}
+        for index, (name, kind) in enumerate(self.features.items()):
+            slot = slots[index]
+            if kind.width is None:
+                end = position + slot
+                slot, position = record[position:end], end
+            values[name] = None if nulls >> index & 1 else _value(slot, kind)
+        return values
+
+
+def narrowed(record: bytes, held: Mapping[str, FeatureType], wanted: Mapping[str, FeatureType]) -> bytes:
+    """A live *record* with the features *held* as `encode` lays out those *wanted* alone, of which each is held.
+
+    The schema id stays. Raises OnlineStoreError for a record that is shorter or longer than its schema says.
+    """
+    bitmap, position = 0, HEADER.size
+    if record[1] & HAS_NULLS:
+        position += (len(held) + 7) // 8
+        bitmap = int.from_bytes(record[HEADER.size : position], "little")
+    fixed, variable = {}, {}
+    end = position + sum(kind.width or LENGTH_BYTES for kind in held.values())
+    nulls = 0
+    for index, (name, kind) in enumerate(held.items()):
+        width = kind.width or LENGTH_BYTES
+        fixed[name], position = record[position : position + width], position + width
+        if kind.width is None:
+            start, end = end, end + int.from_bytes(fixed[name], "little")
+            variable[name] = record[start:end]
+        if name in wanted:
+            nulls |= (bitmap >> index & 1) << list(wanted).index(name)
+    if end != len(record):
+        raise _damaged(len(record), str(end))
+    flags = record[1] & ~HAS_NULLS | (HAS_NULLS if nulls else 0)
+    head = record[:1] + bytes([flags]) + record[2 : HEADER.size]
+    marks = nulls.to_bytes((len(wanted) + 7) // 8, "little") if nulls else b""
+    return b"".join((head, marks, *(fixed[name] for name in wanted), *(variable.get(name, b"") for name in wanted)))
+
+
+def _damaged(found: int, expected: str) -> OnlineStoreError:
+    return OnlineStoreError(
+        f"could not decode a stored value: found {found} bytes, expected {expected} by its schema. "
+        "The value is damaged, or something else writes under this prefix. Run: materialize rebuild VIEW"
+    )
+
+
+def _slot_code(kind: FeatureType) -> str:
+    """What `struct` calls a feature's slot in the fixed section."""
+    if kind.width is None:
+        return "I"
+    return f"{kind.width}s" if kind.kind in {"list", "decimal"} else NUMBER_CODES[kind.kind]
+
+
+def _value(slot: Any, kind: FeatureType) -> Any:
+    if kind.kind == "list":
+        return list(struct.unpack(f"<{len(slot) // FIXED_WIDTHS[kind.item]}{NUMBER_CODES[kind.item]}", slot))
+    convert = CONVERTERS.get(kind.kind)
+    if convert is not None:
+        return convert(slot)
+    return (
+        Decimal(int.from_bytes(slot, "little", signed=True)).scaleb(-kind.scale, EXACT)
+        if kind.kind == "decimal"
+        else slot
+    )
+
+
+CONVERTERS: dict[str, Callable[[Any], Any]] = {
+    "string": lambda data: data.decode(),
+    "date": lambda days: UNIX_DATE + timedelta(days=days),
+    "timestamp": from_us,
+}
