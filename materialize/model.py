@@ -147,6 +147,7 @@ class FeatureView:
     connection that holds the credentials of the source. A row whose event time is more than ``max_future`` ahead of
     the clock is quarantined: it would shadow every true row until then. ``timestamp_ntz`` "UTC" says what times without a
     zone mean; else they are refused. ``on_rebuild_needed``: what an incremental run does that cannot be exact.
+    ``on_commit``: whether a run starts seconds after a commit, besides the ``schedule``.
     """
 
     name: FeatureViewName
@@ -166,6 +167,7 @@ class FeatureView:
     timestamp_ntz: Literal["UTC"] | None = None
     on_rebuild_needed: Literal["fail", "auto"] = "fail"
     freshness: timedelta | None = None
+    on_commit: bool = False
     verify: VerifySettings = field(default_factory=VerifySettings)
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 

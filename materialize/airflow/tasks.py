@@ -17,7 +17,7 @@ from airflow.sdk import Asset, BaseHook, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 
 from materialize.config import load
-from materialize.errors import ConfigError
+from materialize.errors import ConfigError, WatermarkError
 from materialize.model import COUNTERS, Interval, from_us, mask_credentials
 
 if TYPE_CHECKING:
@@ -112,7 +112,13 @@ def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[st
     # A slice is one request to Airflow; iterating is one for each piece and an error in the log at the end.
     reports = [PieceReport.from_dict(piece) for piece in pieces[:]]
     with opened(view, store) as (feature_view, online):
-        report = commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow())
+        try:
+            report = commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow())
+        except WatermarkError as error:
+            if not feature_view.on_commit:
+                raise
+            # The run that a commit started was faster, which is ordinary here; what it left over is announced again.
+            raise AirflowSkipException(str(error)) from None
         return told(report, online)
 
 

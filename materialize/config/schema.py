@@ -103,6 +103,7 @@ class ViewKeys(Keys):
     timestamp_ntz: Literal["UTC"] | None = Field(None, description="UTC, if times without a zone are that")
     on_rebuild_needed: Literal["fail", "auto"] = Field("fail", description="fail or auto")
     freshness: Duration | None = Field(None, description="a duration such as '2h'")
+    on_commit: bool = Field(default=False, description="true or false")
     verify: dict[str, Any] | None = Field(None, description="a mapping such as {compare: full, max_mismatched: 0.1%}")
 
 

@@ -2,14 +2,15 @@
 
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
-from materialize.offline.log import DataFile, total_rows
+from materialize.offline.log import DataFile, LogReader, total_rows
 from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
-from materialize.offline.table import OfflineTable, open_table
+from materialize.offline.table import OfflineTable, open_table, reading
 
 __all__ = [
     "Change",
     "DataFile",
     "Difference",
+    "LogReader",
     "OfflineTable",
     "OrderRows",
     "changes_since",
@@ -18,6 +19,7 @@ __all__ = [
     "read_entities",
     "read_features",
     "read_order",
+    "reading",
     "removed_since",
     "total_rows",
     "versions_are_exact",

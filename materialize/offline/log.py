@@ -148,6 +148,15 @@ class LogReader:
         names = (info.base_name for info in listing if info.type == pafs.FileType.File)
         return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
+    def newest(self, known: int) -> int:
+        """The newest version, where *known* is one that the log has or had: one look at one file when nothing is new.
+
+        Other threads go on while an object store answers, which they do not in `versions` and where a file is opened.
+        """
+        while self.files.get_file_info(_commit_path(known + 1)).type == pafs.FileType.File:
+            known += 1
+        return known
+
     def commits(self, first: int, last: int) -> list[Commit]:
         """The commits *first* to *last*, both included, in order. Raises CommitGone when one is missing."""
         with ThreadPoolExecutor(READERS) as pool:
@@ -161,7 +170,7 @@ class LogReader:
 
     def _commit(self, version: int) -> Commit:
         try:
-            with self.files.open_input_file(f"_delta_log/{version:020d}.json") as file:
+            with self.files.open_input_file(_commit_path(version)) as file:
                 return Commit.parse(version, file.read())
         except FileNotFoundError:
             oldest = next(iter(self.versions()), None)
@@ -173,7 +182,7 @@ class LogReader:
         Raises FileNotFoundError when the log has no later commit either.
         """
         left = next((one for one in self.versions() if one >= version), version)
-        path = f"_delta_log/{left:020d}.json"
+        path = _commit_path(left)
         with self.files.open_input_file(path) as file:
             actions = [json.loads(line) for line in file.read().splitlines() if b"commitInfo" in line]
         for info in (action.get("commitInfo", {}) for action in actions):
@@ -210,6 +219,10 @@ class LogReader:
             for add in commit.adds:
                 found[add["path"]] = add.get("deletionVector")
         return {path: vector for path, vector in found.items() if vector is not None}
+
+
+def _commit_path(version: int) -> str:
+    return f"_delta_log/{version:020d}.json"
 
 
 def rows_of(action: dict[str, Any]) -> int | None:

@@ -12,6 +12,7 @@ from deltalake import write_deltalake
 from materialize.config import load
 from materialize.model import Watermark
 from materialize.online import open_store
+from materialize.pipeline import Run, incremental
 from materialize.serving import FeatureReader, FeatureVector
 from materialize.watermark import read as read_watermark
 
@@ -55,6 +56,17 @@ class Project:
     ) -> None:
         text = VIEW.format(name=name, source=source or self.root / name, schedule=schedule, store=store)
         (self.root / "config" / "feature_views" / f"{name}.yaml").write_text(text)
+
+    def say(self, view: str, line: str) -> None:
+        """Add a line to the YAML of *view*."""
+        path = self.root / "config" / "feature_views" / f"{view}.yaml"
+        path.write_text(f"{path.read_text()}{line}\n")
+
+    def load(self, view: str, store: str = "default") -> None:
+        """Bring *view* to the head of its table, as the CLI does."""
+        config = load(self.root / "config")
+        with open_store(config.online_store(store)) as online:
+            incremental(config.feature_view(view), online, Run(store, "by hand", lambda: datetime.now(timezone.utc)))
 
     def add(self, view: str, user: int, *, event: float, amount: float, created: float | None = None) -> None:
         """Commit one row to the table of *view*; times are hours after START."""

@@ -143,13 +143,14 @@ def test_a_config_error_is_the_import_error_of_every_dag_file(project: Project, 
 
     bag = load_dags()
 
-    assert len(bag.import_errors) == 4
+    assert len(bag.import_errors) == 5
     assert all("ConfigError" in text and "ttl" in text and "risk.yaml" in text for text in bag.import_errors.values())
 
 
 def test_parsing_the_dag_files_is_cheap_and_loads_nothing_heavy(project: Project) -> None:
     for number in range(VIEWS - 3):
         project.set_view(f"view_{number}")
+        project.say(f"view_{number}", "on_commit: true")
 
     done = subprocess.run(
         [sys.executable, "-c", PARSE, str(ROOT / "dags")],
@@ -161,7 +162,7 @@ def test_parsing_the_dag_files_is_cheap_and_loads_nothing_heavy(project: Project
     )
 
     files = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert {dag for found in files for dag in found["dags"]} == DAG_IDS
+    assert {dag for found in files for dag in found["dags"]} == DAG_IDS | {"materialize_on_commit"}
     for found in files:
         assert found["errors"] == {}
         assert not set(HEAVY) & set(found["loaded"])

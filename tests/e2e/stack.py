@@ -1,4 +1,4 @@
-"""A real Airflow on loopback ports for one test: API server, scheduler with its LocalExecutor, dag processor, SQLite."""
+"""A real Airflow on loopback ports for one test: API server, scheduler with its LocalExecutor, dag processor, SQLite, a triggerer where wanted."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ __all__ = ["AirflowStack", "free_port"]
 ROOT = Path(__file__).parents[2]
 #: Seconds that the slowest step (a cold start on two busy cores) may take.
 PATIENCE = 120.0
+#: The processes of every stack, with their arguments.
+COMMANDS: dict[str, tuple[str, ...]] = {"api-server": (), "scheduler": ("--skip-serve-logs",), "dag-processor": ()}
 #: The states of a run that do not change any more.
 ENDED = ("success", "failed")
 #: Seconds that a process gets to end by itself.
@@ -42,8 +44,9 @@ def free_port() -> int:
 class AirflowStack:
     """Started on entry; on exit every process that it started is ended, whatever happened."""
 
-    def __init__(self, home: Path, dags: Path, **environment: str) -> None:
+    def __init__(self, home: Path, dags: Path, *, triggerer: bool = False, **environment: str) -> None:
         self.home = home
+        self.commands = COMMANDS | ({"triggerer": ("--skip-serve-logs",)} if triggerer else {})
         self.url = f"http://127.0.0.1:{free_port()}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = os.environ | {
@@ -70,14 +73,8 @@ class AirflowStack:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             self.airflow("db", "migrate").wait(PATIENCE)
-            self.processes = {
-                name: self.airflow(name, *arguments)
-                for name, arguments in {
-                    "api-server": (),
-                    "scheduler": ("--skip-serve-logs",),
-                    "dag-processor": (),
-                }.items()
-            }
+            for name in self.commands:
+                self.start(name)
             self.wait_until(self.healthy, "Airflow to be healthy")
             self.token = self.sign_in()
         except BaseException:
@@ -103,6 +100,15 @@ class AirflowStack:
                 start_new_session=True,
             )
 
+    def start(self, name: str) -> None:
+        self.processes[name] = self.airflow(name, *self.commands[name])
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one of the processes and its children."""
+        process = self.processes.pop(name)
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+
     def stop(self) -> None:
         """End the processes started here and their children, which are in the same groups."""
         for process in self.processes.values():
@@ -123,7 +129,8 @@ class AirflowStack:
             health = self.request("GET", "/api/v2/monitor/health")
         except OSError:
             return False
-        return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+        parts = ["metadatabase", "scheduler", "dag_processor", *({"triggerer"} & set(self.commands))]
+        return all(health[part]["status"] == "healthy" for part in parts)
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask the REST API. Raises urllib.error.HTTPError for an answer of 400 and above."""
