@@ -9,9 +9,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import DAG, CronPartitionTimetable, TaskGroup, TriggerRule, task
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
-from materialize.airflow import tasks
+from materialize.airflow import alerts, tasks
 from materialize.config import load
 from materialize.errors import UnavailableError
 
@@ -71,12 +73,16 @@ sentence says what to do; its class says who acts:
 """
 
 
-def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path) -> DAG:
+def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path, *, on_late: str | None = None) -> DAG:
     """The DAG of every feature view with this *schedule*: one group of tasks for each view and store.
+
+    *on_late* names a coroutine function, such as ``my_alerts.page``, that the triggerer can import; it is awaited with what
+    `alerts.freshness_missed` found late, and nothing else than this argument names it.
 
     Raises `ConfigError` when the configuration is wrong, which Airflow shows as the import error of the DAG file.
     """
     config = load(tasks.config_dir(dags_folder))
+    views = [view for view in config.feature_views.values() if view.schedule == schedule]
     with DAG(
         f"materialize_{schedule}",
         description=f"Delta Lake to the online store: the {schedule} feature views",
@@ -87,13 +93,27 @@ def materialize_dag(schedule: Literal["hourly", "daily"], dags_folder: Path) -> 
         catchup=False,
         max_active_runs=1,
         default_args=TASK_DEFAULTS,
+        deadline=[deadline(view, dags_folder, on_late) for view in views if view.freshness is not None],
         tags=["materialize", schedule],
     ) as dag:
-        for view in config.feature_views.values():
-            if view.schedule == schedule:
-                for store in view.online_stores:
-                    add_view(view, store, config.online_stores[store].pool)
+        for view in views:
+            for store in view.online_stores:
+                add_view(view, store, config.online_stores[store].pool)
     return dag
+
+
+def deadline(view: FeatureView, dags_folder: Path, on_late: str | None) -> DeadlineAlert:
+    """Looks at *view* when a run that has not succeeded was queued as long ago as the view's ``freshness``.
+
+    Every commit that the run found when it was queued is late by then, unless it is online.
+    """
+    known = {"view": view.name, "dags_folder": str(dags_folder), "on_late": on_late}
+    return DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=view.freshness or timedelta(0),
+        callback=AsyncCallback(alerts.freshness_missed, kwargs=known),
+        name=f"freshness of {view.name}",
+    )
 
 
 def add_view(view: FeatureView, store: str, pool: str | None) -> None:

@@ -42,8 +42,9 @@ def free_port() -> int:
 class AirflowStack:
     """Started on entry; on exit every process that it started is ended, whatever happened."""
 
-    def __init__(self, home: Path, dags: Path, **environment: str) -> None:
+    def __init__(self, home: Path, dags: Path, *, triggerer: bool = False, **environment: str) -> None:
         self.home = home
+        self.parts = ("scheduler", "dag_processor", *(["triggerer"] if triggerer else []))
         self.url = f"http://127.0.0.1:{free_port()}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = os.environ | {
@@ -76,7 +77,9 @@ class AirflowStack:
                     "api-server": (),
                     "scheduler": ("--skip-serve-logs",),
                     "dag-processor": (),
+                    "triggerer": ("--skip-serve-logs",),
                 }.items()
+                if name == "api-server" or name.replace("-", "_") in self.parts
             }
             self.wait_until(self.healthy, "Airflow to be healthy")
             self.token = self.request("GET", "/auth/token")["access_token"]
@@ -119,7 +122,7 @@ class AirflowStack:
             health = self.request("GET", "/api/v2/monitor/health")
         except OSError:
             return False
-        return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+        return all(health[part]["status"] == "healthy" for part in ("metadatabase", *self.parts))
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask the REST API. Raises urllib.error.HTTPError for an answer of 400 and above."""
