@@ -70,6 +70,8 @@ def run_dag(
     dag = bag.dags[dag_id]
     serialized = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     assert isinstance(serialized, SerializedDAG)
+    # The dag processor replaces them by the ids of their rows; nothing here watches them.
+    serialized.deadline = None
     now = datetime.now(timezone.utc)
     run = Run(state="", run_id=f"{run_type}__{uuid4()}")
     with create_session() as session:

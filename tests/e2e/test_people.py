@@ -103,3 +103,8 @@ def test_missed_freshness_target_is_logged_and_told(tmp_path: Path) -> None:
         log = (tmp_path / "airflow" / "triggerer.log").read_text()
         assert "[error    ] late" in log
         assert "feature view 'spending' is late in online store 'default'" in log
+
+        # What was told late is done as ever once it can go on.
+        airflow.request("POST", "/api/v2/pools", {"name": "nowhere", "slots": 4})
+        assert airflow.finished(HOURLY, run) == "success", airflow.logs()
+        assert project.amount("spending", 1) == 1.0
