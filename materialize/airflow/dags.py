@@ -55,6 +55,9 @@ Runs may be cleared, repeated, overlapped or killed: an older value never replac
 has its own group of tasks and fails alone. The last task, `publish`, emits an asset event with the counts of the run as its
 extra, and is skipped when readers see nothing new.
 
+A view with `freshness` in its YAML has a deadline: when a run has not succeeded by then and a commit of that view waits for longer, the
+triggerer logs an ERROR and tells whom the DAG file names.
+
 ### When a task is red
 
 After an outage of any length nothing has to be cleared: the next run brings everything since the watermark. The error's last

@@ -79,7 +79,7 @@ def backfill_dag(dags_folder: Path) -> DAG:
         summed: Any = task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)(form_tasks.summary)(targets, plans)
         approval = Approval(
             task_id=form_tasks.APPROVE,
-            subject="Load feature views: {{ ti.xcom_pull(task_ids='summary')['rows'] }} rows",
+            subject="Load feature views: {{ '{:,}'.format(ti.xcom_pull(task_ids='summary')['rows']) }} rows",
             body="{{ ti.xcom_pull(task_ids='summary')['approval'] | join('\n\n') }}\n\n{{ ti.xcom_pull(task_ids='summary')['markdown'] }}",
             execution_timeout=None,
             response_timeout=PATIENCE,
