@@ -241,6 +241,28 @@ def test_backfill_that_changes_nothing_emits_no_event(project: Project) -> None:
     assert run.events == {}
 
 
+def test_interval_without_rows_is_committed_all_the_same(project: Project) -> None:
+    empty = {"start": (START + timedelta(days=40)).isoformat(), "end": (START + timedelta(days=41)).isoformat()}
+
+    run = run_dag(FORM, conf=filled(**empty))
+
+    assert run.state == "success"
+    assert run.values["plan[0]"]["pieces"] == 0
+    assert run.values["to_default.commit[0]"]["entities"] == 0
+
+
+def test_summary_is_a_table_with_sums(project: Project) -> None:
+    pretend_rows(project, "spending", 25_000_000)
+
+    run = run_dag(FORM, conf=filled(views=["spending", "risk"], dry_run=True, parallel=2))
+
+    total = run.values["summary"]
+    assert (total["rows"], total["pieces"], total["minutes"]) == (25_000_001, 4, 2.1)
+    lines = total["markdown"].splitlines()
+    assert lines[2].startswith("| spending | default | backfill | 0 | 25,000,000 | 3 | 2.1 | ")
+    assert lines[4] == f"| all | | | | 25,000,001 | 4 | 2.1 | {total['gigabytes']} | |"
+
+
 def test_task_that_was_tried_again_emits_an_event_in_doubt(project: Project) -> None:
     # What its first try wrote is unchanged for the second.
     run_dag("materialize_hourly")
