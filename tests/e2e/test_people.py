@@ -44,6 +44,12 @@ def small_project(root: Path, **store: Any) -> Project:
     return project
 
 
+def seen_by_scheduler(airflow: AirflowStack, run: str, task: str) -> bool:
+    """Whether the scheduler knows that the worker is done with a task, or waits no more."""
+    lines = (airflow.home / "scheduler.log").read_text().splitlines()
+    return any("Received executor event" in line and f"'{task}'" in line and run in line for line in lines)
+
+
 def test_large_run_waits_for_a_person_and_does_what_the_person_says(tmp_path: Path) -> None:
     project = small_project(tmp_path / "project", approve_above_rows=1)
     project.add("spending", 2, event=1.0, amount=2.0)
@@ -55,6 +61,8 @@ def test_large_run_waits_for_a_person_and_does_what_the_person_says(tmp_path: Pa
         def answer(run: str, option: str) -> dict[str, Any]:
             path = f"/api/v2/dags/{FORM}/dagRuns/{urllib.parse.quote(run)}/taskInstances/approve/-1/hitlDetails"
             airflow.wait_until(lambda: airflow.tasks(FORM, run)["approve"] == "awaiting_input", "the question")
+            # Airflow 3.3.2 asks again after an answer that comes before its scheduler has seen the worker leave the task.
+            airflow.wait_until(lambda: seen_by_scheduler(airflow, run, "approve"), "the scheduler")
             question = airflow.request("GET", path)
             airflow.request("PATCH", path, {"chosen_options": [option]})
             return question

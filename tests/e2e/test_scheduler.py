@@ -15,6 +15,7 @@ from tests.e2e.stack import ROOT, AirflowStack
 pytestmark = [pytest.mark.e2e, pytest.mark.airflow]
 
 HOURLY, FORM = "materialize_hourly", "materialize_backfill"
+CHAIN = "spending__default"
 
 
 def key(hours: int) -> str:
@@ -34,6 +35,13 @@ def test_hourly_runs_partition_keys_backfills_and_the_form_under_a_real_schedule
         first = airflow.trigger(HOURLY)
         assert airflow.finished(HOURLY, first) == "success", airflow.logs()
         assert project.amount("spending", 1) == 3.5
+        (planned,) = [line for line in airflow.task_lines(HOURLY, first, f"{CHAIN}.plan") if line["event"] == "planned"]
+        assert (planned["view"], planned["store"], planned["to_version"], planned["rows"]) == (
+            "spending",
+            "default",
+            1,
+            2,
+        )
         # In the first minutes of an hour the schedule starts a run of its own; what follows must not meet it.
         airflow.wait_until(lambda: airflow.idle(HOURLY), "no run to be active")
 
