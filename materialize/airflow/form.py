@@ -26,6 +26,8 @@ __all__ = ["Approval", "backfill_dag"]
 PATIENCE = timedelta(days=7)
 #: Runs of the form at once: one that waits for a person must not hold back the others, and runs do each other no harm.
 ACTIVE_RUNS = 8
+#: One task of the form may have all pieces of several views to write, where others have one: longer than TASK_DEFAULTS allows.
+WRITE_TIMEOUT = timedelta(days=4)
 
 DOC = """\
 | mode | what it does with the chosen feature views |
@@ -81,7 +83,7 @@ def backfill_dag(dags_folder: Path) -> DAG:
         summed: Any = task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS)(form_tasks.summary)(targets, plans)
         approval = Approval(
             task_id=form_tasks.APPROVE,
-            subject="Load feature views: {{ ti.xcom_pull(task_ids='summary')['rows'] }} rows",
+            subject="Load feature views: {{ '{:,}'.format(ti.xcom_pull(task_ids='summary')['rows']) }} rows",
             body="{{ ti.xcom_pull(task_ids='summary')['approval'] | join('\n\n') }}\n\n{{ ti.xcom_pull(task_ids='summary')['markdown'] }}",
             execution_timeout=None,
             response_timeout=PATIENCE,
@@ -107,7 +109,8 @@ def add_store(store: str, pool: str | None, chosen: Any, summed: Any, approval: 
         begun: Any = task(map_index_template=tasks.PIECE_TEMPLATE)(form_tasks.begin).expand(target=targets)
         cut: Any = task(trigger_rule=go_on)(form_tasks.batches)(begun)
         targets >> cut
-        written: Any = task(map_index_template=tasks.PIECE_TEMPLATE)(form_tasks.write).expand(batch=cut)
+        labelled = task(map_index_template=tasks.PIECE_TEMPLATE, execution_timeout=WRITE_TIMEOUT)
+        written: Any = labelled(form_tasks.write).expand(batch=cut)
         last = task(trigger_rule=go_on, outlets=[form_tasks.BACKFILLED], map_index_template=tasks.PIECE_TEMPLATE)
         begun >> last(form_tasks.commit).partial(written=written[form_tasks.REPORTS]).expand(target=targets)
         named = task(outlets=[form_tasks.BACKFILLED], map_index_template=tasks.PIECE_TEMPLATE)

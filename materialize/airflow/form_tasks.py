@@ -181,20 +181,26 @@ def summary(targets: list[dict[str, Any]], plans: Sequence[dict[str, Any]]) -> d
         for store, count in rows.items()
         if count > stores[store].approve_above_rows
     ]
-    markdown = "\n".join([*table(list(found.values())), *(f"\nNo plan, see the task `plan`: {one}" for one in lacking)])
+    total = totals(list(found.values()))
+    markdown = "\n".join(
+        [*table(list(found.values()), total), *(f"\nNo plan, see the task `plan`: {one}" for one in lacking)]
+    )
     for line in markdown.splitlines():
         log.info(line)
-    return {
-        "rows": sum(one["rows"] for one in found.values()),
-        "pieces": sum(one["pieces"] for one in found.values()),
-        "planned": [list(pair) for pair in found],
-        "approval": approval,
-        "markdown": markdown,
-    }
+    return total | {"planned": [list(pair) for pair in found], "approval": approval, "markdown": markdown}
 
 
-def table(plans: list[dict[str, Any]]) -> list[str]:
-    """Lines of Markdown: one row for each plan, and what the figures mean."""
+def totals(plans: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sums over all plans; for the minutes, those of the store that takes longest."""
+    minutes: dict[str, float] = {}
+    for one in plans:
+        minutes[one["store"]] = minutes.get(one["store"], 0) + one["minutes"]
+    sums = {name: sum(one[name] for one in plans) for name in ("rows", "pieces", "gigabytes")}
+    return sums | {"gigabytes": round(sums["gigabytes"], 3), "minutes": round(max(minutes.values(), default=0), 1)}
+
+
+def table(plans: list[dict[str, Any]], total: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: one row for each plan, their sums, and what the figures mean."""
     names = ("view", "store", "mode", "version", "rows", "pieces", "minutes", "GB", "costs")
     lines = [f"| {' | '.join(names)} |", f"|{'|'.join('---' for _ in names)}|"]
     for one in plans:
@@ -203,9 +209,10 @@ def table(plans: list[dict[str, Any]]) -> list[str]:
             f"| {one['view']} | {one['store']} | {one['mode']} | {one['to_version']} | {one['rows']:,} | {one['pieces']} "
             f"| {one['minutes']} | {one['gigabytes']} | {costs or '-'} |"
         )
+    lines.append(f"| all | | | | {total['rows']:,} | {total['pieces']} | {total['minutes']} | {total['gigabytes']} | |")
     legend = (
         f"Rows are what is read, so at most so many are written. Minutes: as the store says, else at {ROWS_PER_SECOND:,} rows a second "
-        "for each task. GB: online, if every row is another entity, roughly, from the widths of the features."
+        "for each task, one view after another. GB: online, if every row is another entity, roughly, from the widths of the features."
     )
     return [*lines, "", legend]
 
@@ -358,11 +365,10 @@ def commit(target: dict[str, Any], written: Sequence[list[dict[str, Any]]]) -> d
         )
     reports = [pipeline.PieceReport.from_dict(own[piece]["report"]) for piece in range(planned.pieces)]
     with tasks.opened(view, store) as (feature_view, online):
-        done = pipeline.commit(feature_view, online, planned, reports, now=tasks.utcnow())
-        report = tasks.told(done, online)
+        report = tasks.told(pipeline.commit(feature_view, online, planned, reports, now=tasks.utcnow()), online)
     tasks.mirror(report)
     retried = any(one["retried"] for one in own.values())
-    if done.changed or (retried and done.unchanged):
+    if tasks.changed(report) or (retried and report["unchanged"]):
         context["outlet_events"][BACKFILLED].add(tasks.asset(view, store), extra=tasks.event_extra(report))
     return report
 

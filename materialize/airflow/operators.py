@@ -112,7 +112,7 @@ class MaterializeOperator(BaseOperator):
         asset = tasks.asset(self.view, self.store)
         self.outlets = [outlet for outlet in self.outlets if outlet != asset]
         tasks.mirror(report)
-        if report["written"] + report["deleted"]:
+        if tasks.changed(report):
             self.outlets = [*self.outlets, asset]
             context["outlet_events"][asset].extra = tasks.event_extra(report)
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import structlog
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from materialize.errors import MaterializeError
 
 __all__ = ["FreshnessSensor"]
+
+log = structlog.get_logger(__name__)
 
 #: How long after the sensor's own timeout Airflow gives up a trigger that nothing runs, with a message of its own.
 GRACE = timedelta(minutes=5)
@@ -99,7 +102,7 @@ class FreshnessSensor(BaseSensorOperator):
 
         seen = look(self.wanted(), tasks.current_config_dir(self.config), tasks.utcnow())
         self.says = seen.says
-        self.log.info("looked view=%s store=%s fresh=%s: %s", self.view, self.store, seen.fresh, seen.says)
+        log.info("looked", view=self.view, store=self.store, fresh=seen.fresh, says=seen.says)
         return PokeReturnValue(seen.fresh, seen.stands)
 
     def wait_in_triggerer(self, context: Context) -> NoReturn:

@@ -127,7 +127,7 @@ def publish(report: dict[str, Any]) -> None:
     context = get_current_context()
     (outlet,) = context["task"].outlets
     mirror(report)
-    if not report["written"] + report["deleted"]:
+    if not changed(report):
         raise AirflowSkipException(
             f"feature view {report['view']!r}: the online store {report['store']!r} holds nothing new for readers; no event is emitted."
         )
@@ -240,6 +240,11 @@ def told(report: RunReport, online: OnlineStore) -> dict[str, Any]:
     from materialize import watermark
 
     return report.to_dict() | {"watermark": position(watermark.read(online, report.view))}
+
+
+def changed(report: dict[str, Any]) -> bool:
+    """`RunReport.changed` of what `told` returned."""
+    return bool(report["written"] + report["deleted"])
 
 
 def position(mark: Watermark | None) -> dict[str, Any] | None:

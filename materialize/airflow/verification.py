@@ -69,8 +69,8 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
     with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=defaults):
         read, told = [tasks.table(view), tasks.asset(view.name, store)], [verified(view.name, store)]
         # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return.
-        report: Any = task(task_id="verify", inlets=read, outlets=told)(compare)(view=view.name, store=store)
-        task(judge)([report])
+        report: Any = COMPARE.override(inlets=read, outlets=told)(view=view.name, store=store)
+        JUDGE([report])
 
 
 def compare(view: str, store: str) -> dict[str, Any]:
@@ -106,3 +106,7 @@ def judge(reports: Sequence[dict[str, Any]]) -> None:
     messages = [mismatch(report, views[report.view].verify.max_mismatched) for report in found]
     if any(messages):
         raise MismatchError("\n".join(filter(None, messages)))
+
+
+#: What every view and store has, made once, as in `materialize.airflow.dags`.
+COMPARE, JUDGE = task(task_id="verify")(compare), task(judge)

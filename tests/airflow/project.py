@@ -52,9 +52,16 @@ class Project:
         (self.root / "config" / "online_stores.yaml").write_text("".join(lines))
 
     def set_view(
-        self, name: str, *, schedule: str = "hourly", source: str | None = None, store: str = "default"
+        self,
+        name: str,
+        *,
+        schedule: str = "hourly",
+        source: str | None = None,
+        store: str = "default",
+        freshness: str | None = None,
     ) -> None:
         text = VIEW.format(name=name, source=source or self.root / name, schedule=schedule, store=store)
+        text += f"freshness: {freshness}\n" if freshness else ""
         (self.root / "config" / "feature_views" / f"{name}.yaml").write_text(text)
 
     def say(self, view: str, line: str) -> None:

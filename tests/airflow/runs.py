@@ -61,8 +61,12 @@ def run_dag(
     partition_key: str | None = None,
     conf: dict[str, Any] | None = None,
     triggerer: bool = False,
+    first_try: int = 1,
 ) -> Run:
-    """Run a DAG until nothing can start any more: to its end, or until a task waits for its retry or, without *triggerer*, for its trigger."""
+    """Run a DAG until nothing can start any more: to its end, or until a task waits for its retry or, without *triggerer*, for its trigger.
+
+    *first_try* above 1: the tasks take themselves for retries.
+    """
     bag = load_dags(folder)
     assert not bag.import_errors, bag.import_errors
     DagBundlesManager().sync_bundles_to_db()
@@ -70,6 +74,8 @@ def run_dag(
     dag = bag.dags[dag_id]
     serialized = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
     assert isinstance(serialized, SerializedDAG)
+    # The dag processor replaces them by the ids of their rows; nothing here watches them.
+    serialized.deadline = None
     now = datetime.now(timezone.utc)
     run = Run(state="", run_id=f"{run_type}__{uuid4()}")
     with create_session() as session:
@@ -94,7 +100,7 @@ def run_dag(
             if not ready and states(dag_run, session) == before:
                 break
             for instance in ready:
-                instance.try_number += 1
+                instance.try_number = max(instance.try_number + 1, first_try)
                 instance.state = TaskInstanceState.SCHEDULED
             session.commit()
             for instance in ready:

@@ -34,6 +34,12 @@ def filled(**changes: Any) -> dict[str, Any]:
     return {"views": ["spending"], "start": start, "end": end, "dry_run": False} | changes
 
 
+@pytest.mark.parametrize("parallel", [0, 65, "many"])
+def test_number_of_tasks_is_refused_before_the_run_exists(project: Project, parallel: Any) -> None:
+    with pytest.raises(ParamValidationError, match="parallel"):
+        run_dag(FORM, conf=filled(parallel=parallel))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -287,6 +293,53 @@ def test_backfill_that_changes_nothing_emits_no_event(project: Project) -> None:
 
     assert run.values["to_default.commit[0]"]["unchanged"] == 1
     assert run.events == {}
+
+
+def test_interval_without_rows_is_committed_all_the_same(project: Project) -> None:
+    empty = {"start": (START + timedelta(days=40)).isoformat(), "end": (START + timedelta(days=41)).isoformat()}
+
+    run = run_dag(FORM, conf=filled(**empty))
+
+    assert run.state == "success"
+    assert run.values["plan[0]"]["pieces"] == 0
+    assert run.values["to_default.commit[0]"]["entities"] == 0
+
+
+def test_summary_is_a_table_with_sums(project: Project) -> None:
+    pretend_rows(project, "spending", 25_000_000)
+
+    run = run_dag(FORM, conf=filled(views=["spending", "risk"], dry_run=True, parallel=2))
+
+    total = run.values["summary"]
+    assert (total["rows"], total["pieces"], total["minutes"]) == (25_000_001, 4, 2.1)
+    lines = total["markdown"].splitlines()
+    assert lines[2].startswith("| spending | default | backfill | 0 | 25,000,000 | 3 | 2.1 | ")
+    assert lines[4] == f"| all | | | | 25,000,001 | 4 | 2.1 | {total['gigabytes']} | |"
+
+
+def test_task_that_was_tried_again_emits_an_event_in_doubt(project: Project) -> None:
+    # What its first try wrote is unchanged for the second.
+    run_dag("materialize_hourly")
+
+    run = run_dag(FORM, conf=filled(), first_try=2)
+
+    assert run.values["to_default.commit[0]"]["unchanged"] == 1
+    assert list(run.events) == ["default/spending"]
+
+
+def test_nobody_is_asked_about_a_run_that_is_not_large(project: Project) -> None:
+    project.set_stores(default=f"sqlite:///{project.root}/online.db")
+    with (project.root / "config" / "online_stores.yaml").open("a") as file:
+        file.write(f'second: {{url: "sqlite:///{project.root}/second.db", approve_above_rows: 1}}\n')
+    project.set_view("risk", store="default, second")
+    project.add("risk", 2, event=0.5, amount=2.0)
+
+    run = run_dag(FORM, conf=filled(views=["risk"], store="default"))
+    large = run_dag(FORM, conf=filled(views=["risk"], dry_run=True))
+
+    assert (run.state, run.tasks["approve"]) == ("success", "skipped")
+    assert large.tasks["approve"] == "skipped"
+    assert large.values["summary"]["approval"] == ["second: 2 rows, more than approve_above_rows: 1"]
 
 
 def test_form_offers_the_configured_views_and_stores(project: Project) -> None:

@@ -184,8 +184,12 @@ class AirflowStack:
 
     def task_log(self, dag_id: str, run_id: str, task_id: str) -> str:
         """What a task logged in its first try."""
+        return json.dumps(self.task_lines(dag_id, run_id, task_id))
+
+    def task_lines(self, dag_id: str, run_id: str, task_id: str) -> list[dict[str, Any]]:
+        """The same, line by line, with the fields of each, as the UI has them."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}/taskInstances/{task_id}/logs/1"
-        return json.dumps(self.request("GET", path)["content"])
+        return list(self.request("GET", path)["content"])
 
     def returned(self, dag_id: str, run_id: str, task_id: str) -> Any:
         """The return value of a task."""

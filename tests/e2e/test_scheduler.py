@@ -15,6 +15,7 @@ from tests.e2e.stack import ROOT, AirflowStack
 pytestmark = [pytest.mark.e2e, pytest.mark.airflow]
 
 HOURLY, FORM = "materialize_hourly", "materialize_backfill"
+CHAIN = "spending__default"
 
 
 def key(hours: int) -> str:
@@ -34,6 +35,13 @@ def test_hourly_runs_partition_keys_backfills_and_the_form_under_a_real_schedule
         first = airflow.trigger(HOURLY)
         assert airflow.finished(HOURLY, first) == "success", airflow.logs()
         assert project.amount("spending", 1) == 3.5
+        (planned,) = [line for line in airflow.task_lines(HOURLY, first, f"{CHAIN}.plan") if line["event"] == "planned"]
+        assert (planned["view"], planned["store"], planned["to_version"], planned["rows"]) == (
+            "spending",
+            "default",
+            1,
+            2,
+        )
         # In the first minutes of an hour the schedule starts a run of its own; what follows must not meet it.
         airflow.wait_until(lambda: airflow.idle(HOURLY), "no run to be active")
 
@@ -79,8 +87,14 @@ def test_hourly_runs_partition_keys_backfills_and_the_form_under_a_real_schedule
         assert airflow.finished(FORM, accepted) == "success", airflow.logs()
         assert airflow.tasks(FORM, accepted) == {
             "check": "success",
-            "backfill.plan[0]": "success",
-            "backfill.write[0]": "success",
+            "plan[0]": "success",
+            "summary": "success",
+            "approve": "skipped",
+            "to_default.targets": "success",
+            "to_default.begin[0]": "success",
+            "to_default.batches": "success",
+            "to_default.write[0]": "success",
+            "to_default.commit[0]": "success",
         }
 
         # Events: one for each run that changed what readers see, keyed like its run.
