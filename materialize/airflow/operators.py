@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import BaseOperator
@@ -13,6 +14,7 @@ from materialize.airflow.dags import TASK_DEFAULTS
 from materialize.config import load
 from materialize.errors import ConfigError
 from materialize.model import Interval, Mode
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -101,8 +103,8 @@ class MaterializeOperator(BaseOperator):
         folder = tasks.current_config_dir() if self.config is None else Path(self.config)
         config = load(folder, connections=tasks.connection)
         view = config.feature_view(self.view)
-        run = pipeline.Run(self.store, f"{tasks.run_id()}/{self.task_id}", tasks.utcnow)
-        with open_store(config.online_store(self.store)) as online:
+        with open_store(config.online_store(self.store)) as online, stop_on(SIGTERM) as count:
+            run = pipeline.Run(self.store, f"{tasks.run_id()}/{self.task_id}", tasks.utcnow, count)
             if interval is not None:
                 return pipeline.backfill(view, online, run, interval)
             return (pipeline.rebuild if self.mode == "rebuild" else pipeline.incremental)(view, online, run)

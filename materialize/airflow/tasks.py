@@ -11,6 +11,7 @@ import os
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, AssetAlias, BaseHook, get_current_context
@@ -19,6 +20,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from materialize.config import load
 from materialize.errors import ConfigError
 from materialize.model import Interval, RunReport, mask_credentials
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -112,8 +114,9 @@ def write(view: str, store: str, plan: dict[str, Any], piece: int) -> dict[str, 
     planned = Plan.from_dict(plan)
     context: Any = get_current_context()
     context[PIECE] = planned.piece_labels[piece]
-    with opened(view, store) as (feature_view, online):
-        return write_piece(feature_view, online, planned, piece, now=utcnow()).to_dict()
+    # Airflow forwards SIGTERM to a task, which ignores it and is killed seconds later, unless it says otherwise as here.
+    with opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
+        return write_piece(feature_view, online, planned, piece, now=utcnow(), progress=count).to_dict()
 
 
 def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -250,9 +253,12 @@ def write_backfill(target: dict[str, Any], plan: dict[str, Any]) -> dict[str, An
     view, store = target["view"], target["store"]
     if target["dry_run"]:
         raise AirflowSkipException(f"dry run: nothing was written to feature view {view!r} in online store {store!r}.")
-    with opened(view, store) as (feature_view, online):
+    with opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
         begun = begin(feature_view, online, Plan.from_dict(plan))
-        pieces = [write_piece(feature_view, online, begun, piece, now=utcnow()) for piece in range(begun.pieces)]
+        pieces = [
+            write_piece(feature_view, online, begun, piece, now=utcnow(), progress=count)
+            for piece in range(begun.pieces)
+        ]
         report = commit_plan(feature_view, online, begun, pieces, now=utcnow())
     if report.changed:
         event = get_current_context()["outlet_events"][BACKFILLED]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import uuid
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -15,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
 from materialize.model import Interval, duration_text, from_us
+from materialize.stop import Stopped, stop_on
 
 if TYPE_CHECKING:
     from materialize.model import Mode, OnlineStoreConfig
@@ -208,9 +212,15 @@ def _run(
     from materialize import pipeline
 
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
-    with Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
+    bar = Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal)
+    with bar, stop_on(SIGINT, SIGTERM) as count:
         task = bar.add_task(f"{kind} {target.view.name} -> {target.store_name}", total=None)
-        run = pipeline.Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, partial(bar.advance, task))
+
+        def progress(entities: int) -> None:
+            count(entities)
+            bar.advance(task, entities)
+
+        run = pipeline.Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, progress)
         report = getattr(pipeline, kind)(target.view, target.store, run, **more)
     print_report(report, as_json=options.as_json)
 
@@ -317,4 +327,10 @@ def _now() -> datetime:
 
 def main() -> None:
     """Run the command line; the console script ``materialize``."""
-    app(prog_name="materialize")
+    try:
+        app(prog_name="materialize")
+    except Stopped as stopped:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # Not sys.exit, which waits for a read in the background: it can take minutes, and nobody wants its rows any more.
+        os._exit(128 + stopped.number)
