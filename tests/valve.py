@@ -43,9 +43,9 @@ class Valve:
         self.limit(math.inf)
 
     def stuck(self) -> int:
-        """How many connections have sent all that they may."""
+        """How many connections have sent all that they may. Those that were beyond a new limit already do not count."""
         with self.turn:
-            return sum(sent >= self.allowed for sent in self.sent)
+            return sum(sent == self.allowed for sent in self.sent)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()

@@ -124,10 +124,12 @@ def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[st
     from materialize.pipeline import PieceReport, commit as commit_plan
     from materialize.plan import Plan
 
-    # A slice is one request to Airflow; iterating is one for each piece and an error in the log at the end.
-    reports = [PieceReport.from_dict(piece) for piece in pieces[:]]
+    planned = Plan.from_dict(plan)
+    # A slice is one request to Airflow; iterating is one for each piece and an error in the log at the end. Of a run that was
+    # cleared and has fewer pieces now, Airflow still gives the others' values of then.
+    reports = [PieceReport.from_dict(piece) for piece in pieces[: planned.pieces]]
     with opened(view, store) as (feature_view, online):
-        return commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow()).to_dict()
+        return commit_plan(feature_view, online, planned, reports, now=utcnow()).to_dict()
 
 
 def publish(report: dict[str, Any]) -> None:
