@@ -50,12 +50,13 @@ from materialize.airflow import dags
 dags.TASK_DEFAULTS["retry_delay"] = timedelta(seconds=1)
 dag = dags.materialize_dag("hourly", Path(__file__).parent)
 """
-#: Seconds without a heartbeat after which a task counts as lost (Airflow's own: 300), and room for a task beside those that stand still.
+#: Seconds without a heartbeat after which a task counts as lost (Airflow's own: 300), room for tasks beside those that stand still, and less waiting.
 SETTINGS = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "8",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "AIRFLOW__CORE__PARALLELISM": "4",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
 }
 #: Entities of a load that is several write calls of 4 MiB, and the bytes after which each connection stands still: within the first.
 MANY, PART = 30_000, 10**6
