@@ -221,12 +221,15 @@ def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series
 
 
 def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
-    """The same blocks, each read while the one before it is encoded and sent."""
-    with ThreadPoolExecutor(1, thread_name_prefix="materialize-read") as pool:
+    """The same blocks, each read while the one before it is encoded and sent. Whoever leaves early does not wait for the read."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="materialize-read")
+    try:
         coming = pool.submit(next, blocks, None)
         while (block := coming.result()) is not None:
             coming = pool.submit(next, blocks, None)
             yield block
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # --- what a piece reads ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from materialize.errors import UnavailableError
 from materialize.retry import with_retry
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class Writer:
     """Writes batches with as many calls at once as the store profits from, and never holds more than one batch beyond these.
 
     After the with block every submitted batch is in the store and counted in ``outcomes`` (int64, by outcome code) and
-    ``nbytes``; if it raises, any subset may be.
+    ``nbytes``; if it raises, any subset may be: calls under way end, no other one and no further attempt begins, and *progress*
+    has been told of every batch that is known to be in the store.
     """
 
     def __init__(self, store: OnlineStore, progress: Callable[[int], None]) -> None:
@@ -39,17 +42,23 @@ class Writer:
         self.pending: deque[tuple[int, Future[Outcomes]]] = deque()
         self.outcomes = np.zeros(OUTCOMES, dtype=np.int64)
         self.nbytes = 0
+        self.over = threading.Event()
 
     def submit(self, batch: EncodedBatch, write: Callable[[EncodedBatch], Outcomes]) -> None:
         """Hand over *batch* for *write*; waits while the store is behind. Raises what an earlier batch met."""
         while len(self.pending) >= self.limit:
             self._collect()
         nbytes = int(batch.keys.nbytes + batch.values.nbytes)
-        self.pending.append((nbytes, self.pool.submit(with_retry, partial(write, batch))))
+        self.pending.append((nbytes, self.pool.submit(with_retry, partial(write, batch), sleep=self._pause)))
+
+    def _pause(self, seconds: float) -> None:
+        if self.over.wait(seconds):
+            raise UnavailableError("could not write: the run ended before the next attempt")
 
     def _collect(self) -> None:
-        nbytes, future = self.pending.popleft()
+        nbytes, future = self.pending[0]
         outcomes = future.result()
+        self.pending.popleft()
         self.outcomes += np.bincount(outcomes, minlength=OUTCOMES)
         self.nbytes += nbytes
         self.progress(len(outcomes))
@@ -64,4 +73,8 @@ class Writer:
             while self.pending and error is None:
                 self._collect()
         finally:
+            self.over.set()
             self.pool.shutdown(wait=True, cancel_futures=True)
+            for _, future in self.pending:
+                if not future.cancelled() and future.exception() is None:
+                    self.progress(len(future.result()))

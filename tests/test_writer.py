@@ -96,6 +96,33 @@ def test_an_error_of_the_caller_is_not_hidden_by_the_writer():
         submit_and_fail()
 
 
+def test_a_caller_that_fails_waits_for_what_is_under_way_and_begins_nothing_more():
+    begun, done, progress, go = [], [], [], threading.Event()
+
+    def write(part):
+        begun.append(len(part.keys))
+        if len(part.keys) == 2:
+            raise UnavailableError("could not write")
+        go.wait(10)
+        done.append(len(part.keys))
+        return np.ones(len(part.keys), dtype=np.uint8)
+
+    def submit_and_stop():
+        with Writer(Store(), progress.append) as writer:
+            for rows in (1, 2, 3):
+                writer.submit(batch(rows), write)
+            while len(begun) < 2:
+                threading.Event().wait(0.001)
+            threading.Timer(0.05, go.set).start()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submit_and_stop()
+
+    assert begun == [1, 2]
+    assert done == progress == [1]
+
+
 def test_each_batch_goes_by_its_own_call():
     merged, replaced = [], []
 

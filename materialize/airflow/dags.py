@@ -16,6 +16,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 from materialize.airflow import alerts, tasks
 from materialize.config import load
 from materialize.errors import UnavailableError
+from materialize.stop import Stopped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,10 @@ TASK_DEFAULTS: dict[str, Any] = {
     "retry_exponential_backoff": 2.0,
     "max_retry_delay": timedelta(minutes=10),
     "retry_policy": ExceptionRetryPolicy(
-        [RetryRule(UnavailableError, RetryAction.RETRY, reason="the online store did not answer; nothing is lost")],
+        [
+            RetryRule(UnavailableError, RetryAction.RETRY, reason="the online store did not answer; nothing is lost"),
+            RetryRule(Stopped, RetryAction.RETRY, reason="the worker was asked to stop; nothing is lost"),
+        ],
         default=RetryAction.FAIL,
     ),
 }

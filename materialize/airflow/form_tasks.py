@@ -7,6 +7,7 @@ feature view in one store. Each fails alone: what one of them lacks is said by i
 from __future__ import annotations
 
 from datetime import datetime
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,6 +18,7 @@ from materialize.airflow import tasks, verification
 from materialize.config import load
 from materialize.errors import UnavailableError
 from materialize.model import Interval, VerifySettings
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -302,14 +304,14 @@ def write(batch: list[dict[str, Any]]) -> None:
     from materialize.plan import Plan
 
     context: Any = get_current_context()
-    retried = context["ti"].try_number > 1
+    tried_again = context["ti"].try_number > 1
     works = [(Plan.from_dict(work["plan"]), work["pieces"]) for work in batch]
     name_in_ui(*(label(planned, pieces) for planned, pieces in works))
     reports: list[dict[str, Any]] = []
     try:
         failed = [error for planned, pieces in works if (error := write_pieces(planned, pieces, reports))]
     finally:
-        context["ti"].xcom_push(key=REPORTS, value=[report | {"retried": retried} for report in reports])
+        context["ti"].xcom_push(key=REPORTS, value=[report | {"tried_again": tried_again} for report in reports])
     if failed:
         raise failed[0]
 
@@ -324,9 +326,9 @@ def write_pieces(planned: Plan, pieces: list[int], reports: list[dict[str, Any]]
     from materialize.pipeline import write_piece
 
     try:
-        with tasks.opened(planned.view, planned.store) as (feature_view, online):
+        with tasks.opened(planned.view, planned.store) as (feature_view, online), stop_on(SIGTERM) as count:
             for piece in pieces:
-                done = write_piece(feature_view, online, planned, piece, now=tasks.utcnow())
+                done = write_piece(feature_view, online, planned, piece, now=tasks.utcnow(), progress=count)
                 log.info("wrote", view=planned.view, store=planned.store, piece=piece + 1, pieces=planned.pieces)
                 reports.append({"view": planned.view, "piece": piece, "report": done.to_dict()})
     except UnavailableError:
@@ -340,8 +342,7 @@ def write_pieces(planned: Plan, pieces: list[int], reports: list[dict[str, Any]]
 def commit(target: dict[str, Any], written: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
     """Check that the store holds what the pieces of one view wrote, and finish its run. Returns the run report.
 
-    Emits an asset event when readers see something new, or may: a task that was tried again counts what its first try wrote as
-    unchanged. Raises `AirflowFailException` when not every piece is written.
+    Emits an asset event when readers see something new, or may (`tasks.told`). Raises `AirflowFailException` when not every piece is written.
     """
     from materialize import pipeline
     from materialize.plan import Plan
@@ -364,11 +365,12 @@ def commit(target: dict[str, Any], written: Sequence[list[dict[str, Any]]]) -> d
             "Put it right and clear the failed tasks with their downstream."
         )
     reports = [pipeline.PieceReport.from_dict(own[piece]["report"]) for piece in range(planned.pieces)]
+    tried_again = any(one["tried_again"] for one in own.values())
     with tasks.opened(view, store) as (feature_view, online):
-        report = tasks.told(pipeline.commit(feature_view, online, planned, reports, now=tasks.utcnow()), online)
+        done = pipeline.commit(feature_view, online, planned, reports, now=tasks.utcnow())
+        report = tasks.told(done, online, tried_again=tried_again)
     tasks.mirror(report)
-    retried = any(one["retried"] for one in own.values())
-    if tasks.changed(report) or (retried and report["unchanged"]):
+    if report["news"]:
         context["outlet_events"][BACKFILLED].add(tasks.asset(view, store), extra=tasks.event_extra(report))
     return report
 

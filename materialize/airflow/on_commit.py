@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -13,6 +14,7 @@ from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS
 from materialize.config import load
 from materialize.errors import MaterializeError, WatermarkError
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,14 +120,14 @@ def load_view(view: str, store: str) -> dict[str, Any]:
 
     context: Any = get_current_context()
     context[tasks.PIECE] = f"{view} in {store}"
-    with tasks.opened(view, store) as (feature_view, online):
+    with tasks.opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
         plan = pipeline.make_plan(feature_view, online, mode="incremental", store_name=store, run_id=tasks.run_id())
         tasks.log_plan(plan)
         refuse_large_snapshot(plan, feature_view.schedule)
         try:
             begun = pipeline.begin(feature_view, online, plan)
             pieces = [
-                pipeline.write_piece(feature_view, online, begun, piece, now=tasks.utcnow())
+                pipeline.write_piece(feature_view, online, begun, piece, now=tasks.utcnow(), progress=count)
                 for piece in range(begun.pieces)
             ]
             done = pipeline.commit(feature_view, online, begun, pieces, now=tasks.utcnow())
@@ -133,7 +135,7 @@ def load_view(view: str, store: str) -> dict[str, Any]:
             raise AirflowSkipException(str(error)) from None
         report = tasks.told(done, online)
     tasks.mirror(report)
-    if done.changed:
+    if report["news"]:
         context["outlet_events"][LOADED].add(tasks.asset(view, store), extra=tasks.event_extra(report))
     return report
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import BaseOperator
@@ -11,6 +12,7 @@ from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS
 from materialize.errors import ConfigError
 from materialize.model import Interval, Mode
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +59,7 @@ class MaterializeOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         interval = self.interval(rendered=True)
-        report = self.run_pipeline(interval)
+        report = self.run_pipeline(interval, tried_again=context["ti"].try_number > 1)
         self.publish(context, report)
         return report
 
@@ -91,17 +93,18 @@ class MaterializeOperator(BaseOperator):
         text = value.isoformat() if isinstance(value, datetime) else None if value is None else str(value)
         return tasks.moment(name, text, self.mode, problems)
 
-    def run_pipeline(self, interval: Interval | None) -> dict[str, Any]:
+    def run_pipeline(self, interval: Interval | None, *, tried_again: bool) -> dict[str, Any]:
         """The whole run, in this process."""
         from materialize import pipeline
 
-        run = pipeline.Run(self.store, tasks.run_id(self.task_id), tasks.utcnow)
-        with tasks.opened(self.view, self.store, tasks.current_config_dir(self.config)) as (view, online):
+        folder = tasks.current_config_dir(self.config)
+        with tasks.opened(self.view, self.store, folder) as (view, online), stop_on(SIGTERM) as count:
+            run = pipeline.Run(self.store, tasks.run_id(self.task_id), tasks.utcnow, count)
             if interval is not None:
                 report = pipeline.backfill(view, online, run, interval)
             else:
                 report = (pipeline.rebuild if self.mode == "rebuild" else pipeline.incremental)(view, online, run)
-            return tasks.told(report, online)
+            return tasks.told(report, online, tried_again=tried_again)
 
     def publish(self, context: Context, report: dict[str, Any]) -> None:
         """Emit the asset event, or none when readers see nothing new.
@@ -112,7 +115,7 @@ class MaterializeOperator(BaseOperator):
         asset = tasks.asset(self.view, self.store)
         self.outlets = [outlet for outlet in self.outlets if outlet != asset]
         tasks.mirror(report)
-        if tasks.changed(report):
+        if report["news"]:
             self.outlets = [*self.outlets, asset]
             context["outlet_events"][asset].extra = tasks.event_extra(report)
 

@@ -10,6 +10,7 @@ import os
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,6 +20,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundExceptio
 from materialize.config import load
 from materialize.errors import ConfigError, WatermarkError
 from materialize.model import COUNTERS, Interval, from_us, mask_credentials
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -100,8 +102,10 @@ def write(view: str, store: str, plan: dict[str, Any], piece: int) -> dict[str, 
     planned = Plan.from_dict(plan)
     context: Any = get_current_context()
     context[PIECE] = planned.piece_labels[piece]
-    with opened(view, store) as (feature_view, online):
-        return write_piece(feature_view, online, planned, piece, now=utcnow()).to_dict()
+    # Airflow forwards SIGTERM to a task, which ignores it and is killed seconds later, unless it says otherwise as here.
+    with opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
+        report = write_piece(feature_view, online, planned, piece, now=utcnow(), progress=count)
+    return {"report": report.to_dict(), "tried_again": context["ti"].try_number > 1}
 
 
 def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -109,17 +113,20 @@ def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[st
     from materialize.pipeline import PieceReport, commit as commit_plan
     from materialize.plan import Plan
 
-    # A slice is one request to Airflow; iterating is one for each piece and an error in the log at the end.
-    reports = [PieceReport.from_dict(piece) for piece in pieces[:]]
+    planned = Plan.from_dict(plan)
+    # A slice is one request to Airflow; iterating is one for each piece and an error in the log at the end. Of a run that was
+    # cleared and has fewer pieces now, Airflow still gives the others' values of then.
+    written = pieces[: planned.pieces]
+    reports = [PieceReport.from_dict(one["report"]) for one in written]
     with opened(view, store) as (feature_view, online):
         try:
-            report = commit_plan(feature_view, online, Plan.from_dict(plan), reports, now=utcnow())
+            report = commit_plan(feature_view, online, planned, reports, now=utcnow())
         except WatermarkError as error:
             if not feature_view.on_commit:
                 raise
             # The run that a commit started was faster, which is ordinary here; what it left over is announced again.
             raise AirflowSkipException(str(error)) from None
-        return told(report, online)
+        return told(report, online, tried_again=any(one["tried_again"] for one in written))
 
 
 def publish(report: dict[str, Any]) -> None:
@@ -127,7 +134,7 @@ def publish(report: dict[str, Any]) -> None:
     context = get_current_context()
     (outlet,) = context["task"].outlets
     mirror(report)
-    if not changed(report):
+    if not report["news"]:
         raise AirflowSkipException(
             f"feature view {report['view']!r}: the online store {report['store']!r} holds nothing new for readers; no event is emitted."
         )
@@ -235,16 +242,15 @@ def log_plan(planned: Plan) -> None:
 # What a run tells ------------------------------------------------------------------------------------------------------
 
 
-def told(report: RunReport, online: OnlineStore) -> dict[str, Any]:
-    """The report of a finished run as JSON, with where the view stands now as ``watermark``; None if it was never loaded."""
+def told(report: RunReport, online: OnlineStore, *, tried_again: bool = False) -> dict[str, Any]:
+    """The report of a finished run as JSON, with where the view stands now as ``watermark`` (None if it was never loaded).
+
+    ``news``: whether readers see something new, or may: a task that was *tried_again* counts what its first try wrote as unchanged.
+    """
     from materialize import watermark
 
-    return report.to_dict() | {"watermark": position(watermark.read(online, report.view))}
-
-
-def changed(report: dict[str, Any]) -> bool:
-    """`RunReport.changed` of what `told` returned."""
-    return bool(report["written"] + report["deleted"])
+    news = report.changed or (tried_again and report.unchanged > 0)
+    return report.to_dict() | {"watermark": position(watermark.read(online, report.view)), "news": news}
 
 
 def position(mark: Watermark | None) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -11,6 +12,7 @@ from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS, group_defaults
 from materialize.config import load
 from materialize.errors import MismatchError
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,9 +90,9 @@ def verify_view(view: str, store: str, settings: VerifySettings | None = None) -
     from materialize.verify import sample_size, verify
 
     context = get_current_context()
-    with tasks.opened(view, store) as (feature_view, online):
+    with tasks.opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
         wanted = feature_view.verify if settings is None else settings
-        run = Run(store, tasks.run_id(context["ti"].task_id), tasks.utcnow)
+        run = Run(store, tasks.run_id(context["ti"].task_id), tasks.utcnow, count)
         sample = sample_size() if wanted.compare == "sample" else None
         report = verify(feature_view, online, run, sample=sample, repair=wanted.repair).to_dict()
     log.info("verified", **report)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -17,6 +20,7 @@ from materialize.cli.show import print_facts, print_report, print_table, print_v
 from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
 from materialize.errors import MismatchError
 from materialize.model import Interval, duration_text, from_us
+from materialize.stop import Stopped, stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -261,10 +265,17 @@ def _verify(options: Options, target: Target, *, sample: int | None, repair: boo
 
 @contextmanager
 def _watched(doing: str) -> Iterator[Callable[[int], None]]:
-    """A line on the terminal that says how many entities are done; it is told by what this gives."""
+    """A line on the terminal that says how many entities are done, which is told by what this gives; and an orderly end on a signal."""
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
-    with Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal) as bar:
-        yield partial(bar.advance, bar.add_task(doing, total=None))
+    bar = Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal)
+    with bar, stop_on(SIGINT, SIGTERM) as count:
+        task = bar.add_task(doing, total=None)
+
+        def progress(entities: int) -> None:
+            count(entities)
+            bar.advance(task, entities)
+
+        yield progress
 
 
 def _new_run(target: Target, progress: Callable[[int], None]) -> Run:
@@ -375,4 +386,10 @@ def _now() -> datetime:
 
 def main() -> None:
     """Run the command line; the console script ``materialize``."""
-    app(prog_name="materialize")
+    try:
+        app(prog_name="materialize")
+    except Stopped as stopped:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        # Not sys.exit, which waits for a read in the background: it can take minutes, and nobody wants its rows any more.
+        os._exit(128 + stopped.number)

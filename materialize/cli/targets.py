@@ -13,6 +13,7 @@ from materialize.cli.show import print_json, talk
 from materialize.config import Config, load
 from materialize.errors import MaterializeError
 from materialize.online import open_store
+from materialize.stop import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,19 +105,21 @@ def _known(what: str, names: Sequence[str], known: dict[str, Any]) -> None:
 
 
 def _guarded(options: Options, names: dict[str, str], work: Callable[[], None]) -> bool:
-    """Whether *work* was done; what it failed with is told."""
+    """Whether *work* was done; what it failed with or was stopped by is told."""
     try:
         work()
     except typer.BadParameter:
         raise
-    except Exception as error:  # noqa: BLE001 - the outermost frame: nothing leaves it as a traceback
+    except (Exception, Stopped) as error:
         message = str(error)
-        if not isinstance(error, MaterializeError):
+        if not isinstance(error, MaterializeError | Stopped):
             message = f"unexpected {type(error).__name__}: {error}. The watermark stays. For the traceback run again with -vv."
         if options.verbose >= TRACEBACKS:
             talk.print_exception()
         talk.print(f"error: {message}", style="red", markup=False)
         if options.as_json and names:
             print_json({**names, "error": type(error).__name__, "message": message})
+        if isinstance(error, Stopped):
+            raise
         return False
     return True
