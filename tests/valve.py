@@ -64,8 +64,9 @@ class Valve:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
+                self.sockets.append(client)
                 server = socket.create_connection(("127.0.0.1", self.target))
-                self.sockets += [client, server]
+                self.sockets.append(server)
                 self.sent.append(0)
                 for way in ((client, server, len(self.sent) - 1), (server, client, None)):
                     threading.Thread(target=self._pass, args=way, daemon=True).start()
