@@ -174,6 +174,18 @@ def test_a_store_that_does_not_answer_is_tried_again_later(
     assert "not-a-real-secret" not in printed.out + printed.err + caplog.text
 
 
+def test_task_that_was_tried_again_emits_an_event_in_doubt(project: Project) -> None:
+    run_dag(HOURLY)
+    key = START.strftime("%Y-%m-%dT%H")
+
+    first = run_dag(HOURLY, partition_key=key)
+    again = run_dag(HOURLY, partition_key=key, first_try=2)
+
+    # What a first try wrote is unchanged for the second.
+    assert again.values["spending__default.commit"]["unchanged"] == 1
+    assert (first.events, sorted(again.events)) == ({}, ["default/risk", "default/spending"])
+
+
 def test_an_unknown_connection_fails_at_once(project: Project) -> None:
     stores = project.root / "config" / "online_stores.yaml"
     stores.write_text(stores.read_text() + "other: {connection: nobody_has_defined_this}\n")
