@@ -20,10 +20,10 @@ ifneq ($(HEALTHY),yes)
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test mutants check lock clean venv env
+.PHONY: help demo test test-airflow mutants check lock clean venv env
 
 help:  ## show these targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 venv: $(STAMP)  ## make or repair .venv with everything in requirements.txt
 
@@ -49,6 +49,9 @@ demo: $(STAMP)  ## Delta tables -> hourly Airflow DAG -> a real Valkey server, i
 
 test: $(STAMP)  ## every test, with the servers they need, and the coverage gate
 	@$(PY) -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+
+test-airflow: $(STAMP)  ## the part of make test that runs a real Airflow: scheduler, API server, triggerer, browser
+	@$(PY) -m pytest -n 2 --dist loadgroup -m airflow
 
 mutants: $(STAMP)  ## plant bugs in copies of the package, one at a time: each must be caught
 	@$(PY) -m tests.mutants

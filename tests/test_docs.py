@@ -45,3 +45,12 @@ def test_every_row_of_the_tables_about_delta_has_a_test():
 
     assert len(rows) > 30
     assert untested == []
+
+
+def test_the_runbook_has_every_error_class():
+    from materialize import errors
+
+    text = (PROJECT / "docs" / "operations.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
+
+    assert set(errors.__all__) - {"MaterializeError"} <= headings

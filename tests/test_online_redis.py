@@ -19,7 +19,7 @@ from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
 from materialize.model import Retention, to_us
 from materialize.online import redis as module
 from materialize.online.base import HEADER, TOMBSTONE
-from materialize.online.redis import REFUSED, TRANSIENT, RedisStore
+from materialize.online.redis.store import REFUSED, TRANSIENT, RedisStore
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
 from tests import servers

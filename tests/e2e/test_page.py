@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.airflow, pytest.mark.server, pytest.m
 
 #: With this variable the pictures of the documentation are taken anew.
 PICTURES = "MATERIALIZE_PICTURES"
-DOCUMENTED = ("freshness-light", "freshness-phone-dark")
+DOCUMENTED = ("freshness-light", "freshness-phone-dark", "form", "run")
 HOURLY, DAILY, FORM = "materialize_hourly", "materialize_daily", "materialize_backfill"
 SUB_PATH = "/team/airflow"
 PAGE, FRAMED = "/materialize/freshness", "/plugin/materialize-freshness"
@@ -313,4 +313,21 @@ def test_backfill_form_is_filled_in_for_its_view_and_starts_the_dag(
     assert airflow.finished(FORM, run_id) == "success", airflow.logs()
     started.click()
     page.wait_for_url(re.compile(rf"{re.escape(airflow.url)}/dags/{FORM}/runs/"))
+    window.close()
+
+
+def test_airflows_form_shows_every_field_and_the_run_its_groups(
+    chromium: Browser, airflow: GuardedStack, tmp_path: Path
+) -> None:
+    window = context(chromium, airflow, color_scheme="light")
+    page, _ = opened(window, f"{airflow.url}/dags/{FORM}")
+    page.get_by_role("button", name=re.compile("^Trigger")).first.click()
+    for title in ("Feature views", "Mode", "Start", "End", "Online store", "Dry run", "Pieces in parallel"):
+        page.get_by_text(re.compile(f"^{title}")).first.wait_for()
+    pictured(page, tmp_path, "form")
+
+    page.goto(f"{airflow.url}/dags/{HOURLY}/runs/{airflow.run_id.replace('+', '%2B')}")
+    page.get_by_text("spending__default").first.wait_for()
+    page.get_by_text("publish").first.wait_for()
+    pictured(page, tmp_path, "run")
     window.close()

@@ -251,7 +251,7 @@ def _split(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _lua(name: str) -> str:
-    return (files("materialize.online") / "lua" / f"{name}.lua").read_text()
+    return (files("materialize.online.redis") / "lua" / f"{name}.lua").read_text()
 
 
 def _bulk(data: bytes) -> bytes:
