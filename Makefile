@@ -23,7 +23,7 @@ endif
 .PHONY: help demo test test-airflow mutants check lock clean venv env
 
 help:  ## show these targets
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 venv: $(STAMP)  ## make or repair .venv with everything in requirements.txt
 
