@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore.config import Config
 
+from tests.processes import end
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["KEY", "REGION", "SECRET", "DynamoDbLocal", "DynamoDbMissing", "running"]
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "dynamodb_local.py"
-#: Seconds that the server may take to answer, and to end after SIGTERM.
-START_SECONDS, STOP_SECONDS = 30.0, 10.0
+#: Seconds that the server may take to answer.
+START_SECONDS = 30.0
 #: Any will do, of letters and digits: every account and region sees the same tables.
 KEY, SECRET, REGION = "test", "test", "eu-central-1"
 
@@ -83,7 +85,7 @@ def running() -> Iterator[DynamoDbLocal]:
             finally:
                 client.close()
         finally:
-            _end(process)
+            end(process)
 
 
 def _started(folder: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -107,14 +109,3 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
             return int(told[1])
         time.sleep(0.02)
     raise AssertionError(f"could not start DynamoDB Local: {log.read_text()[-2000:]}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

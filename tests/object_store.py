@@ -15,6 +15,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError
 
+from tests.processes import end
 from tests.servers import free_port
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ __all__ = ["BUCKET", "ObjectStore", "running"]
 
 BUCKET = "lake"
 #: Seconds that the server may take to answer, and to end after SIGTERM; starts tried, as in `servers`.
-START_SECONDS, STOP_SECONDS, STARTS = 30.0, 10.0, 3
+START_SECONDS, STARTS = 30.0, 3
 KEY, SECRET, REGION = "test-key", "test-secret", "us-east-1"
 
 
@@ -63,7 +64,7 @@ def running() -> Iterator[ObjectStore]:
             yield store
         finally:
             store.client.close()
-            _end(process)
+            end(process)
 
 
 def _started(folder: Path) -> tuple[subprocess.Popen[bytes], ObjectStore]:
@@ -84,7 +85,7 @@ def _started(folder: Path) -> tuple[subprocess.Popen[bytes], ObjectStore]:
         if _ready(process, client):
             return process, ObjectStore(port, client, log)
         client.close()
-        _end(process)
+        end(process)
     raise AssertionError(f"could not start moto: {log.read_text()[-2000:]}")
 
 
@@ -96,12 +97,3 @@ def _ready(process: subprocess.Popen[bytes], client: Any) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

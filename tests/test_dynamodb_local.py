@@ -12,7 +12,8 @@ import boto3
 import pytest
 
 from tests import dynamodb_local as dynamodb
-from tests.dynamodb_local import SCRIPT, STOP_SECONDS, DynamoDbLocal
+from tests.dynamodb_local import SCRIPT, DynamoDbLocal
+from tests.processes import GRACE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,7 +109,7 @@ def test_server_ends_with_the_process_that_started_it() -> None:
 
         local.process.stdin.close()  # as the system does when a process ends, by whatever signal
 
-        assert local.process.wait(STOP_SECONDS) == 0
+        assert local.process.wait(GRACE) == 0
 
 
 def test_missing_program_is_named(tmp_path: Path) -> None:

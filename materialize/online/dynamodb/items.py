@@ -1,6 +1,6 @@
 """Batches in, JSON out: what DynamoDB is sent, built by columns. One item is one record.
 
-An item has the attributes of `ATTRIBUTES`; numbers are decimal text in DynamoDB's JSON. docs/format.md describes it for readers.
+Numbers are decimal text. docs/format.md describes an item for readers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from materialize.online.base import EncodedBatch
 
 __all__ = [
-    "ATTRIBUTES",
     "CELL",
     "KEY",
     "MAX_VALUE_BYTES",
@@ -49,7 +48,6 @@ __all__ = [
 #: Attribute names count as stored bytes, so they have one letter: entity key, view (in a shared table only), record without its
 #: order, event time, created time, version, floor, expiry in seconds.
 KEY, VIEW, RECORD, EVENT, CREATED, VERSION, FLOOR, EXPIRES = "k", "v", "r", "e", "c", "n", "f", "x"
-ATTRIBUTES = (KEY, VIEW, RECORD, EVENT, CREATED, VERSION, FLOOR, EXPIRES)
 ORDER = (EVENT, CREATED, VERSION, FLOOR)
 #: Cells are items whose key begins so; in entity keys braces are escaped (docs/format.md).
 CELL = "{"
