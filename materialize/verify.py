@@ -343,18 +343,17 @@ def _without_ties(view: FeatureView, snapshot: Snapshot, rows: pl.DataFrame, fou
         return found
     named = rows.with_columns(entity_keys(rows, view.join_keys).alias("key"))
     tied = named.join(suspects, on=order, how="semi")
-    tied = tied.with_columns(exact=snapshot.exact(tied)).filter(MAY_BE_LATEST.over("key"))
-    turn = pl.int_range(pl.len()).over("key")
-    turns = tied.sort("position").with_columns(turn=turn).partition_by("turn", include_key=False)
-    accepted = [suspects["key"].clear()]
+    tied = tied.with_columns(exact=snapshot.exact(tied)).filter(pl.len().over("key") > 1).sort("position")
+    turns = tied.with_columns(turn=pl.int_range(pl.len()).over("key")).partition_by("turn", include_key=False)
+    rivals = [tied.clear().select("key", "version", "exact").with_columns(flags=pl.lit(b""), body=pl.lit(0, pl.UInt64))]
     for candidates in turns:
-        rival = _wanted(snapshot, candidates.drop("key", "exact"))
-        same = suspects.join(
-            rival, left_on=["key", "flags_held", "body_held"], right_on=["key", "flags", "body"], how="semi"
-        )
-        accepted.append(same["key"])
-    either = pl.concat(accepted)
-    return found.with_columns(problem=pl.when(~pl.col("key").is_in(either.implode())).then("problem"))
+        # One that cannot be stored has no record, and cannot be the latest.
+        records = _wanted(snapshot, candidates.drop("key", "exact")).select("key", "flags", "body")
+        rivals.append(candidates.select("key", "version", "exact").join(records, on="key"))
+    latest_ones = pl.concat(rivals).filter(MAY_BE_LATEST.over("key"))
+    right_on = ["key", "flags", "body"]
+    same = suspects.join(latest_ones, left_on=["key", "flags_held", "body_held"], right_on=right_on, how="semi")
+    return found.with_columns(problem=pl.when(~pl.col("key").is_in(same["key"].implode())).then("problem"))
 
 
 # --- the repair --------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from redis import exceptions as driver
 
 from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
 from materialize.model import Retention, to_us
-from materialize.online import redis as module
 from materialize.online.base import HEADER, TOMBSTONE
+from materialize.online.redis import store as module
 from materialize.online.redis.store import REFUSED, TRANSIENT, RedisStore
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
