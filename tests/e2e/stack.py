@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http
 import json
 import os
 import secrets
@@ -16,6 +17,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,6 +34,8 @@ PATIENCE = 120.0
 COMMANDS: dict[str, tuple[str, ...]] = {"api-server": (), "scheduler": ("--skip-serve-logs",), "dag-processor": ()}
 #: The states of a run that do not change any more.
 ENDED = ("success", "failed")
+#: Times that a request is sent when the answer is 500.
+TRIES = 5
 #: Seconds that a process gets to end by itself.
 GRACE = 10.0
 
@@ -39,6 +44,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def gave_up(error: BaseException) -> bool:
+    """Whether Airflow did nothing: SQLite lets one write at a time, and on a busy machine Airflow gives up waiting."""
+    return isinstance(error, urllib.error.HTTPError) and error.code == http.HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class AirflowStack:
@@ -132,6 +142,7 @@ class AirflowStack:
         parts = ["metadatabase", "scheduler", "dag_processor", *({"triggerer"} & set(self.commands))]
         return all(health[part]["status"] == "healthy" for part in parts)
 
+    @retry(retry=retry_if_exception(gave_up), stop=stop_after_attempt(TRIES), wait=wait_fixed(1), reraise=True)
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask the REST API. Raises urllib.error.HTTPError for an answer of 400 and above."""
         request = urllib.request.Request(
