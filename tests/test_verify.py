@@ -305,6 +305,19 @@ def test_of_rows_of_two_commits_with_equal_times_only_the_later_is_right(table: 
     assert found(checked(table, any_store)) == {"wrong": [b"a"]}
 
 
+def test_a_row_that_cannot_be_stored_is_not_the_latest_of_its_equals(table: Table, any_store: OnlineStore) -> None:
+    table.change_view(features={"amount": "float64", "count": "int8", "country": "string"})
+    table.append(row("a", 1, 1.0), row("a", 1, 2.0))
+    incremental(table, any_store)
+    table.append(row("a", 1, 3.0, count=300))
+    incremental(table, any_store)
+    held = records(table.view, any_store)[b"a"]
+
+    for amount in (1.0, 2.0):
+        overwrite(any_store, b"a", held.replace(held[36:44], double(amount)))
+        assert found(checked(table, any_store)) == {}
+
+
 def double(amount: float) -> bytes:
     import struct
 
