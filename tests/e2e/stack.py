@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
+from tests.servers import free_port
+
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Self
 
-__all__ = ["AirflowStack", "free_port"]
+__all__ = ["AirflowStack"]
 
 ROOT = Path(__file__).parents[2]
 #: Seconds that the slowest step (a cold start on two busy cores) may take.
@@ -38,12 +39,6 @@ ENDED = ("success", "failed")
 TRIES = 5
 #: Seconds that a process gets to end by itself.
 GRACE = 10.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def gave_up(error: BaseException) -> bool:
@@ -151,8 +146,12 @@ class AirflowStack:
         request.add_header("content-type", "application/json")
         if hasattr(self, "token"):
             request.add_header("authorization", f"Bearer {self.token}")
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return dict(json.load(answer))
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as error:
+            error.close()  # the retry keeps it for a while, and its connection with it
+            raise
 
     def trigger(self, dag_id: str, **fields: Any) -> str:
         """Start a run as the button in the UI does. Returns its id."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.airflow.project import Project
-from tests.e2e.stack import ROOT, AirflowStack, free_port
+from tests.e2e.stack import ROOT, AirflowStack
+from tests.servers import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
