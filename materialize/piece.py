@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,12 @@ class Snapshot:
     def __init__(self, view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> None:
         self.work = _Piece(view, store, plan, 0, _pinned(view, plan), now, PieceReport())
         self.rows = _snapshot_rows(self.work)
+
+    def planned(self, plan: Plan) -> Snapshot:
+        """The same snapshot, whose records carry the generation of another *plan* for it. Reads nothing."""
+        other = copy(self)
+        other.work = replace(self.work, plan=plan)
+        return other
 
     def exact(self, rows: pl.DataFrame) -> pl.Series:
         """Whether the version of each of *rows* is the commit that brought it, as far as the log tells. Returns: Boolean."""

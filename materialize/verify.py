@@ -43,6 +43,7 @@ __all__ = [
     "PROBLEMS",
     "SMALLEST",
     "VerifyReport",
+    "mismatch",
     "plan_comparison",
     "sample_size",
     "verify",
@@ -159,7 +160,7 @@ def verify(
         held = pl.concat([held, _held(known, _read(view, store, others))])
     found = _compared(view, wanted, held, plan, to_us(run.now()))
     found = _without_ties(view, snapshot, rows, found)
-    repaired = _repair(view, store, run, plan, found) if repair else 0
+    repaired = _repair(view, store, run, snapshot, plan, found) if repair else 0
     keys = {problem: found.filter(problem=problem)["key"].to_list() for problem in PROBLEMS}
     return VerifyReport(
         view=view.name,
@@ -287,8 +288,12 @@ def _chosen(view: FeatureView, rows: pl.DataFrame, also: pl.Series, size: int) -
 
 def _of(view: FeatureView, rows: pl.DataFrame, keys: pl.Series) -> pl.DataFrame:
     """The *rows* whose entity key is in *keys*."""
-    named = rows.with_columns(entity_keys(rows, view.join_keys).alias("key"))
-    return named.join(keys.to_frame("key"), on="key", how="semi").drop("key").sort("position")
+    return _named(view, rows).join(keys.to_frame("key"), on="key", how="semi").drop("key").sort("position")
+
+
+def _named(view: FeatureView, rows: pl.DataFrame) -> pl.DataFrame:
+    """*rows* with the entity key of each as ``key``."""
+    return rows.with_columns(entity_keys(rows, view.join_keys).alias("key"))
 
 
 def _read(view: FeatureView, store: OnlineStore, keys: list[bytes]) -> Iterable[tuple[list[bytes], list[bytes]]]:
@@ -341,8 +346,7 @@ def _without_ties(view: FeatureView, snapshot: Snapshot, rows: pl.DataFrame, fou
     )
     if suspects.is_empty():
         return found
-    named = rows.with_columns(entity_keys(rows, view.join_keys).alias("key"))
-    tied = named.join(suspects, on=order, how="semi")
+    tied = _named(view, rows).join(suspects, on=order, how="semi")
     tied = tied.with_columns(exact=snapshot.exact(tied)).filter(pl.len().over("key") > 1).sort("position")
     turns = tied.with_columns(turn=pl.int_range(pl.len()).over("key")).partition_by("turn", include_key=False)
     rivals = [tied.clear().select("key", "version", "exact").with_columns(flags=pl.lit(b""), body=pl.lit(0, pl.UInt64))]
@@ -359,7 +363,9 @@ def _without_ties(view: FeatureView, snapshot: Snapshot, rows: pl.DataFrame, fou
 # --- the repair --------------------------------------------------------------------------------------------------------
 
 
-def _repair(view: FeatureView, store: OnlineStore, run: Run, plan: Plan, found: pl.DataFrame) -> int:
+def _repair(
+    view: FeatureView, store: OnlineStore, run: Run, snapshot: Snapshot, plan: Plan, found: pl.DataFrame
+) -> int:
     """Write the snapshot's state of the entities that differ. Returns: how many were written or removed."""
     bad = found.filter(pl.col("problem").is_in(PROBLEMS))
     if bad.is_empty():
@@ -373,8 +379,8 @@ def _repair(view: FeatureView, store: OnlineStore, run: Run, plan: Plan, found: 
         moved = replace(mark, generation=mark.generation + 1, run_id=run.run_id)
         plan = replace(plan, generation=moved.generation)
         plan = replace(plan, watermark=with_retry(partial(watermark.move, store, view.name, plan.watermark, moved)))
+        snapshot = snapshot.planned(plan)
     gone = bad.filter(problem="extra")["key"].to_list()
-    snapshot = Snapshot(view, store, plan, run.now())
     rows = _of(view, snapshot.rows.frame, bad.filter(pl.col("problem") != "extra")["key"])
     with Writer(store, run.progress) as writer:
         for batch, write in snapshot.records(rows):
