@@ -23,7 +23,6 @@ from materialize.stop import stop_on
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from materialize.model import FeatureView
     from materialize.plan import Plan
 
 __all__ = [
@@ -73,8 +72,8 @@ APPROVE = "approve"
 REPORTS = "reports"
 #: Rows a second that one task brings online where the store says nothing better: about two thirds of what README's table has for Redis.
 ROWS_PER_SECOND = 100_000
-#: Bytes of a record's header, of a text that nobody knows before it is read, and of what a store keeps beside each key (docs/format.md; Redis).
-HEADER_BYTES, TYPICAL_TEXT, KEY_OVERHEAD = 36, 16, 100
+#: Bytes that a store keeps beside each key (Redis).
+KEY_OVERHEAD = 100
 
 
 # The form --------------------------------------------------------------------------------------------------------------
@@ -138,6 +137,7 @@ def interval(target: dict[str, Any]) -> Interval | None:
 
 def plan(target: dict[str, Any]) -> dict[str, Any]:
     """What the form would do to one view and store, and an estimate of what it takes. Writes nothing."""
+    from materialize.online.base import typical_bytes
     from materialize.pipeline import make_plan
     from materialize.verify import plan_comparison
 
@@ -155,18 +155,13 @@ def plan(target: dict[str, Any]) -> dict[str, Any]:
     told = {name: getattr(made, name) for name in ("view", "store", "rows", "pieces", "to_version", "reason")}
     told["mode"] = mode
     estimate = {"minutes": minutes(made, get_current_context()["params"]["parallel"])} | costs
-    return told | estimate | {"gigabytes": round(record_bytes(feature_view) * made.rows / 1e9, 3), "costs": costs}
+    entity = typical_bytes(feature_view) + len(view) + KEY_OVERHEAD
+    return told | estimate | {"gigabytes": round(entity * made.rows / 1e9, 3), "costs": costs}
 
 
 def minutes(made: Plan, parallel: int) -> float:
     """How long the writing takes at `ROWS_PER_SECOND`, with the pieces of this plan alone."""
     return round(made.rows / ROWS_PER_SECOND / max(1, min(parallel, made.pieces)) / 60, 1)
-
-
-def record_bytes(view: FeatureView) -> int:
-    """About what one entity of *view* takes in a store, from the widths of its features."""
-    values = sum(kind.width or TYPICAL_TEXT for kind in view.features.values())
-    return HEADER_BYTES + values + TYPICAL_TEXT * len(view.join_keys) + len(view.name) + KEY_OVERHEAD
 
 
 def summary(targets: list[dict[str, Any]], plans: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ __all__ = [
     "EncodedBatch",
     "OnlineStore",
     "pack_order",
+    "typical_bytes",
     "unpack_order",
 ]
 
@@ -38,8 +39,16 @@ __all__ = [
 HEADER = struct.Struct("<BBHqqqq")
 #: The flag of a record that says "this entity has no row".
 TOMBSTONE = 1
+#: What a text of a key or a feature takes, as nobody knows before it is read.
+TYPICAL_TEXT = 16
 #: Format version, flags and schema id: the part of the header that is not order.
 LEAD_BYTES = 4
+
+
+def typical_bytes(view: FeatureView) -> int:
+    """About what the entity key and the record of one entity of *view* take, from the widths of its features."""
+    values = sum(kind.width or TYPICAL_TEXT for kind in view.features.values())
+    return HEADER.size + values + TYPICAL_TEXT * len(view.join_keys)
 
 
 def unpack_order(record: bytes) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from materialize.online.base import HEADER
+from materialize.online.base import typical_bytes
 from materialize.online.dynamodb.items import OTHER_BYTES, UNIT_BYTES
 
 if TYPE_CHECKING:
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate"]
 
-#: What a text of a key or a feature takes, as nobody knows before it is read.
-TYPICAL_TEXT = 16
 #: Bytes of a scan that are one read unit.
 READ_BYTES = 4_096
 #: How most rows of a run begin, as `load.Met` will find.
@@ -28,8 +26,7 @@ def estimate(
     view: FeatureView, rows: int, mode: Mode | Literal["verify"], rate: float, prices: Prices | None, *, first: bool
 ) -> dict[str, Any]:
     """Upper bounds: every row is another entity, and every one is written. *rate*: write units a second."""
-    record = HEADER.size + sum(kind.width or TYPICAL_TEXT for kind in view.features.values())
-    item = record + TYPICAL_TEXT * len(view.join_keys) + OTHER_BYTES
+    item = typical_bytes(view) + OTHER_BYTES
     if mode == "verify":
         units = -(-rows * item // READ_BYTES)
         facts: dict[str, Any] = {"way": "a consistent scan of the table", "read_units": units}
