@@ -131,7 +131,7 @@ def deadline(view: FeatureView, dags_folder: Path, on_late: str | None) -> Deadl
 def add_view(view: FeatureView, store: str, pool: str | None) -> None:
     """The tasks of one feature view and store: plan -> write (one per piece) -> commit -> publish, in the store's *pool*."""
     target = {"view": view.name, "store": store}
-    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=group_defaults(view, pool)):
+    with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=group_defaults(pool, view.owner)):
         # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return.
         pieces: Any = PLAN(**target)
         plan = pieces[tasks.PLAN]
@@ -140,6 +140,6 @@ def add_view(view: FeatureView, store: str, pool: str | None) -> None:
         PUBLISH.override(inlets=[tasks.table(view)], outlets=[tasks.asset(view.name, store)])(report)
 
 
-def group_defaults(view: FeatureView, pool: str | None) -> Any:
-    """What the tasks of one feature view in one store have of their own. Any, because TaskGroup has poor types."""
-    return ({"owner": view.owner} if view.owner else {}) | ({"pool": pool} if pool else {})
+def group_defaults(pool: str | None, owner: str = "") -> Any:
+    """What the tasks of a group have of their own: the *pool* of their store, and an *owner*. Any, because TaskGroup has poor types."""
+    return ({"owner": owner} if owner else {}) | ({"pool": pool} if pool else {})

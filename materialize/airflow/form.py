@@ -10,7 +10,7 @@ from airflow.sdk import DAG, Param, TaskGroup, TriggerRule, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from materialize.airflow import form_tasks, tasks
-from materialize.airflow.dags import TASK_DEFAULTS
+from materialize.airflow.dags import TASK_DEFAULTS, group_defaults
 from materialize.config import load
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def add_store(store: str, pool: str | None, chosen: Any, summed: Any, approval: 
     """The tasks of one store: targets -> begin (one per view) -> batches -> write (one per batch) -> commit (one per view), or
     compared -> verify (one per view) -> judge.
     """
-    group: Any = {"pool": pool} if pool else {}
-    with TaskGroup(f"to_{store}", default_args=group):
+    with TaskGroup(f"to_{store}", default_args=group_defaults(pool)):
         # NONE_FAILED: mostly nobody has to approve.
         gate = task(trigger_rule=TriggerRule.NONE_FAILED)(form_tasks.targets)
         targets: Any = gate(store=store, targets=chosen, summed=summed, compare=False)

@@ -11,7 +11,7 @@ from airflow.sdk import DAG, Asset, AssetAlias, AssetWatcher, TaskGroup, get_cur
 from airflow.sdk.exceptions import AirflowSkipException
 
 from materialize.airflow import tasks
-from materialize.airflow.dags import TASK_DEFAULTS
+from materialize.airflow.dags import TASK_DEFAULTS, group_defaults
 from materialize.config import load
 from materialize.errors import MaterializeError, WatermarkError
 from materialize.stop import stop_on
@@ -82,8 +82,7 @@ def add_store(store: str, views: list[FeatureView], pool: str | None) -> None:
     A group for each store, because a mapped task has one pool, and so that a store that hangs holds back no other.
     """
     owners = ", ".join(sorted({view.owner for view in views} - {""}))
-    own: Any = ({"owner": owners} if owners else {}) | ({"pool": pool} if pool else {})
-    with TaskGroup(store, default_args=own):
+    with TaskGroup(store, default_args=group_defaults(pool, owners)):
         found: Any = task(changed)(store)
         labelled = task(task_id="load", outlets=[LOADED], map_index_template=tasks.PIECE_TEMPLATE)(load_view)
         labelled.partial(store=store).expand(view=found)

@@ -10,7 +10,6 @@ from airflow.sdk import BaseOperator
 
 from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS
-from materialize.errors import ConfigError
 from materialize.model import Interval, Mode
 from materialize.stop import stop_on
 
@@ -76,10 +75,7 @@ class MaterializeOperator(BaseOperator):
         if start and end and end <= start:
             problems.append(f"end: expected a time after the start {start.isoformat()}, found {end.isoformat()}")
         if problems:
-            raise ConfigError(
-                f"could not use the arguments of task {self.task_id!r}: {len(problems)} problem{'s' * (len(problems) > 1)}; "
-                "nothing was read or written. Correct them in the DAG file.\n  " + "\n  ".join(problems)
-            )
+            raise tasks.refused(self.task_id, problems)
         return Interval(start, end) if start and end else None
 
     def moment(self, name: str, value: Any, problems: list[str], *, rendered: bool) -> datetime | None:

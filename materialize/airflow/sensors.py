@@ -70,10 +70,7 @@ class FreshnessSensor(BaseSensorOperator):
         self.config, self.deferrable = config, deferrable
         self.says = ""
         if problems := self.problems():
-            raise errors.ConfigError(
-                f"could not use the arguments of task {self.task_id!r}: {len(problems)} problem{'s' * (len(problems) > 1)}; "
-                "nothing was read or written. Correct them in the DAG file.\n  " + "\n  ".join(problems)
-            )
+            raise tasks.refused(self.task_id, problems)
 
     def problems(self) -> list[str]:
         """What is wrong with the arguments that are no templates."""

@@ -212,6 +212,14 @@ def moment(name: str, text: str | None, mode: str, problems: list[str]) -> datet
     return parsed
 
 
+def refused(task_id: str, problems: Sequence[str]) -> ConfigError:
+    """The error of a task whose arguments in the DAG file are wrong."""
+    return ConfigError(
+        f"could not use the arguments of task {task_id!r}: {len(problems)} problem{'s' * (len(problems) > 1)}; "
+        "nothing was read or written. Correct them in the DAG file.\n  " + "\n  ".join(problems)
+    )
+
+
 def connection(conn_id: str) -> Any:
     """The Airflow connection *conn_id*, which may come from a secrets backend. Raises ConfigError when there is none."""
     try:

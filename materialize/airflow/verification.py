@@ -67,7 +67,7 @@ def verify_dag(dags_folder: Path) -> DAG:
 
 def add_view(view: FeatureView, store: str, pool: str | None) -> None:
     """The tasks of one feature view and store: verify -> judge, in the store's *pool*."""
-    defaults = group_defaults(view, pool)
+    defaults = group_defaults(pool, view.owner)
     with TaskGroup(f"{view.name}__{store}", tooltip=view.description, default_args=defaults):
         read, told = [tasks.table(view), tasks.asset(view.name, store)], [verified(view.name, store)]
         # Any: while a DAG is built, Airflow's XComArg stands for the value that a task will return.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select, union_all
 
 from materialize.airflow import tasks
+from materialize.airflow.verification import verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -76,13 +77,14 @@ class History:
 
 def read(pairs: Sequence[Pair], session: Session) -> dict[Pair, History]:
     """The `History` of each of *pairs*; an empty one where nothing has happened yet."""
-    asked = {tasks.asset(view, store).name: (view, store) for view, store in pairs}
-    checks = {f"{name}/verified": pair for name, pair in asked.items()}
-    ids = asset_ids([*asked, *checks], session)
-    events = newest({ids[name]: RUNS if name in asked else 1 for name in (*asked, *checks) if name in ids}, session)
+    asked = {tasks.asset(*pair).name: pair for pair in pairs}
+    checks = {pair: verified(*pair).name for pair in pairs}
+    names = [*asked, *checks.values()]
+    ids = asset_ids(names, session)
+    events = newest({ids[name]: RUNS if name in asked else 1 for name in names if name in ids}, session)
     histories = {}
     for name, pair in asked.items():
-        checked = events.get(ids.get(f"{name}/verified", -1), [])
+        checked = events.get(ids.get(checks[pair], -1), [])
         runs = tuple(map(run_of, events.get(ids.get(name, -1), [])))
         histories[pair] = History(runs, verified_of(checked[0]) if checked else None)
     return histories
