@@ -17,14 +17,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.processes import end
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["KINDS", "Server", "binary", "free_port", "running"]
 
 KINDS = ("valkey", "redis")
-#: Seconds a server may take to answer its first PING, and to end after SIGTERM.
-START_SECONDS, STOP_SECONDS = 20.0, 10.0
+#: Seconds a server may take to answer its first PING.
+START_SECONDS = 20.0
 #: Starts tried: another process may take a free port before the server does.
 STARTS = 3
 
@@ -67,7 +69,7 @@ def running(kind: str, *options: str, password: str | None = None) -> Iterator[S
             yield server
         finally:
             server.client.close()
-            _end(server.process)
+            end(server.process)
 
 
 def _started(kind: str, folder: Path, options: tuple[str, ...], password: str | None) -> Server:
@@ -85,7 +87,7 @@ def _started(kind: str, folder: Path, options: tuple[str, ...], password: str | 
         if _ready(process, client):
             return Server(kind, port, process, client)
         client.close()
-        _end(process)
+        end(process)
     raise AssertionError(f"could not start {program}: {log.read_text()[-2000:]}")
 
 
@@ -96,12 +98,3 @@ def _ready(process: subprocess.Popen[bytes], client: redis.Redis) -> bool:
             return bool(client.ping())
         time.sleep(0.02)
     return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

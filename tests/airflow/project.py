@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -68,6 +70,12 @@ class Project:
         """Add a line to the YAML of *view*."""
         path = self.root / "config" / "feature_views" / f"{view}.yaml"
         path.write_text(f"{path.read_text()}{line}\n")
+
+    def lose(self, view: str, user: int) -> None:
+        """Delete a record behind the pipeline's back."""
+        with closing(sqlite3.connect(self.root / "online.db")) as connection, connection:
+            statement = "DELETE FROM records WHERE view = ? AND entity_key = ?"
+            assert connection.execute(statement, (view, str(user).encode())).rowcount == 1
 
     def load(self, view: str, store: str = "default") -> None:
         """Bring *view* to the head of its table, as the CLI does."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -119,14 +117,9 @@ def test_chosen_views_are_loaded_and_the_watermark_stays(project: Project) -> No
     assert {name: extra["written"] for name, extra in run.events.items()} == {"default/spending": 1, "default/risk": 1}
 
 
-def lose(project: Project, view: str, user: int) -> None:
-    with closing(sqlite3.connect(project.root / "online.db")) as connection, connection:
-        connection.execute("DELETE FROM records WHERE view = ? AND entity_key = ?", (view, str(user).encode()))
-
-
 def test_verify_reports_each_view_and_is_red_where_one_differs(project: Project) -> None:
     run_dag("materialize_hourly")
-    lose(project, "spending", 1)
+    project.lose("spending", 1)
 
     run = run_dag(FORM, conf={"views": ["spending", "risk"], "mode": "verify", "dry_run": False})
 
@@ -144,7 +137,7 @@ def test_verify_reports_each_view_and_is_red_where_one_differs(project: Project)
 
 def test_verify_and_repair_mends_and_a_view_that_cannot_be_compared_holds_back_no_other(project: Project) -> None:
     run_dag("materialize_hourly")
-    lose(project, "spending", 1)
+    project.lose("spending", 1)
     everything = {"views": ["profile", "spending"], "mode": "verify and repair", "dry_run": False}
 
     run = run_dag(FORM, conf=everything)
@@ -160,7 +153,7 @@ def test_verify_and_repair_mends_and_a_view_that_cannot_be_compared_holds_back_n
 
 def test_a_dry_run_of_a_comparison_shows_its_rows_and_compares_nothing(project: Project) -> None:
     run_dag("materialize_hourly")
-    lose(project, "spending", 1)
+    project.lose("spending", 1)
 
     run = run_dag(FORM, conf={"views": ["spending"], "mode": "verify and repair"})
 

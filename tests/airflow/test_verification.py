@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,17 +28,6 @@ def loaded(project: Project) -> Project:
     return project
 
 
-def lose(project: Project, view: str, user: int) -> None:
-    with closing(sqlite3.connect(project.root / "online.db")) as connection, connection:
-        key = str(user).encode()
-        assert connection.execute("DELETE FROM records WHERE view = ? AND entity_key = ?", (view, key)).rowcount == 1
-
-
-def configure(project: Project, view: str, line: str) -> None:
-    file = project.root / "config" / "feature_views" / f"{view}.yaml"
-    file.write_text(f"{file.read_text()}{line}\n")
-
-
 def test_what_agrees_is_reported_as_an_event_of_each_view(loaded: Project) -> None:
     run = run_dag(VERIFY)
 
@@ -58,7 +45,7 @@ def test_what_agrees_is_reported_as_an_event_of_each_view(loaded: Project) -> No
 
 
 def test_more_difference_than_is_tolerated_is_red_and_holds_back_no_other_view(loaded: Project) -> None:
-    lose(loaded, "spending", 2)
+    loaded.lose("spending", 2)
 
     run = run_dag(VERIFY)
 
@@ -73,8 +60,8 @@ def test_more_difference_than_is_tolerated_is_red_and_holds_back_no_other_view(l
 
 
 def test_a_share_that_the_view_tolerates_is_not_red(loaded: Project) -> None:
-    lose(loaded, "spending", 2)
-    configure(loaded, "spending", "verify: {max_mismatched: 50%}")
+    loaded.lose("spending", 2)
+    loaded.say("spending", "verify: {max_mismatched: 50%}")
 
     run = run_dag(VERIFY)
 
@@ -83,8 +70,8 @@ def test_a_share_that_the_view_tolerates_is_not_red(loaded: Project) -> None:
 
 
 def test_a_view_that_says_so_is_repaired_and_still_red(loaded: Project) -> None:
-    lose(loaded, "spending", 2)
-    configure(loaded, "spending", "verify: {repair: true}")
+    loaded.lose("spending", 2)
+    loaded.say("spending", "verify: {repair: true}")
 
     first = run_dag(VERIFY)
     second = run_dag(VERIFY)
@@ -111,7 +98,7 @@ def test_each_view_is_compared_in_each_store_in_the_pool_of_that_store(project: 
         'default: {url: "sqlite:///a.db"}\nsecond: {url: "sqlite:///b.db", pool: small}\n'
     )
     project.set_view("risk", store="default, second")
-    configure(project, "risk", "owner: risk-team")
+    project.say("risk", "owner: risk-team")
 
     tasks = load_dags().dags[VERIFY].task_dict
 
