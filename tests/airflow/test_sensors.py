@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import time
@@ -204,13 +205,14 @@ def test_timeout_says_how_old_the_view_is_what_was_wanted_and_what_to_do(
     for part in (
         "feature view 'spending'",
         "online store 'default'",
-        "found version 0, whose run finished 3:00:00 ago, with its newest event 5:00:00 ago",
-        "the oldest commit that is not online was made 2:00:00 ago",
-        "expected a run that finished at most 1:00:00 ago",
+        "found version 0, whose run finished 3:00 ago, with its newest event 5:00 ago",
+        "the oldest commit that is not online was made 2:00 ago",
+        "expected a run that finished at most 1:00 ago",
         "the DAG materialize_hourly",
         "materialize status spending",
     ):
-        assert part in str(run.errors["wait"])
+        # Without the seconds: a busy machine takes some.
+        assert part in re.sub(r"(\d+:\d\d):\d\d ago", r"\1 ago", str(run.errors["wait"]))
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
