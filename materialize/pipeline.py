@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from materialize import decoder, watermark
+from materialize import decoder, metrics, watermark
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
@@ -229,6 +229,7 @@ def commit(
         plan.to_version,
         report.counts,
     )
+    metrics.finished(report, now)
     return report
 
 

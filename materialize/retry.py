@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tenacity
 
+from materialize import metrics
 from materialize.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ ATTEMPTS = 4
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 
 
+def _count(state: tenacity.RetryCallState) -> None:
+    if state.outcome is not None and (error := state.outcome.exception()):
+        metrics.retried(error)
+
+
 def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
     """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once."""
     retrying = tenacity.Retrying(
@@ -29,6 +35,7 @@ def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = t
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
         sleep=sleep,
+        before_sleep=_count,
         reraise=True,
     )
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import polars as pl
 
-from materialize import decoder, latest, watermark
+from materialize import decoder, latest, metrics, watermark
 from materialize.entity_key import entity_keys
 from materialize.errors import OnlineStoreError
 from materialize.model import Watermark, to_us
@@ -162,7 +162,7 @@ def verify(
     found = _without_ties(view, snapshot, rows, found)
     repaired = _repair(view, store, run, snapshot, plan, found) if repair else 0
     keys = {problem: found.filter(problem=problem)["key"].to_list() for problem in PROBLEMS}
-    return VerifyReport(
+    report = VerifyReport(
         view=view.name,
         store=run.store_name,
         compare="full" if sample is None else "sample",
@@ -175,6 +175,8 @@ def verify(
         keys=keys,
         **{problem: len(those) for problem, those in keys.items()},
     )
+    metrics.verified(report)
+    return report
 
 
 def plan_comparison(view: FeatureView, store: OnlineStore, *, store_name: str, run_id: str) -> Plan:

@@ -342,23 +342,23 @@ def test_unreadable_variable_is_a_problem(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("ttl", "${SECRET}"),
-        ("schedule", "x${SECRET}"),
-        ("features", "{a: '${SECRET}'}"),
-        ("online_stores", "['${SECRET}', '${SECRET}']"),
-        ("join_keys", "['${SECRET}', '${SECRET}']"),
-        ("created_timestamp", "event_${SECRET}"),
+        ("ttl", "${HIDDEN}"),
+        ("schedule", "x${HIDDEN}"),
+        ("features", "{a: '${HIDDEN}'}"),
+        ("online_stores", "['${HIDDEN}', '${HIDDEN}']"),
+        ("join_keys", "['${HIDDEN}', '${HIDDEN}']"),
+        ("created_timestamp", "event_${HIDDEN}"),
     ],
 )
 def test_what_the_environment_holds_is_never_shown(
     folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, text: str
 ) -> None:
-    monkeypatch.setenv("SECRET", SECRET)
+    monkeypatch.setenv("HIDDEN", SECRET)
 
     lines = view_problems(folder, changed(event_timestamp=f"event_{SECRET}", **{key: text}))
 
     assert lines
-    assert all("found the value of ${SECRET}" in line for line in lines)
+    assert all("found the value of ${HIDDEN}" in line for line in lines)
     assert SECRET not in "".join(lines)
 
 

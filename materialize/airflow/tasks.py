@@ -17,6 +17,7 @@ import structlog
 from airflow.sdk import Asset, BaseHook, get_current_context
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowSkipException
 
+from materialize import metrics
 from materialize.config import load
 from materialize.errors import ConfigError, WatermarkError
 from materialize.model import COUNTERS, Interval, from_us, mask_credentials
@@ -187,8 +188,11 @@ def opened(view: str, store: str, folder: Path | None = None) -> Iterator[tuple[
 
     config = load(current_config_dir() if folder is None else folder, connections=connection)
     known = config.feature_view(view)
-    with open_store(config.online_store(store)) as online:
-        yield known, online
+    try:
+        with metrics.observed(view, store, utcnow), open_store(config.online_store(store)) as online:
+            yield known, online
+    finally:
+        metrics.flush()  # the process of a task ends without asking anybody
 
 
 def moment(name: str, text: str | None, mode: str, problems: list[str]) -> datetime | None:

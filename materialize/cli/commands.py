@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import uuid
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from materialize import metrics
+from materialize.cli import rights
 from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
-from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
+from materialize.cli.targets import Options, Target, for_each, usage_error
 from materialize.errors import MismatchError
 from materialize.model import Interval, duration_text, from_us
 from materialize.stop import Stopped, stop_on
@@ -25,7 +26,7 @@ from materialize.stop import Stopped, stop_on
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from materialize.model import Mode, OnlineStoreConfig
+    from materialize.model import Mode
     from materialize.pipeline import Run
 
 __all__ = ["app", "main"]
@@ -50,6 +51,16 @@ Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
 INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
 #: Facts of a view's state that do not fit on a screen.
 DETAILS = ("behind", "event_timestamp", "finished", "run_id")
+
+
+@app.callback()
+def every_command(
+    metrics_dir: Annotated[
+        Path | None,
+        typer.Option(envvar=metrics.FOLDER_VARIABLE, help="Write Prometheus text files there (docs/metrics.md)."),
+    ] = None,
+) -> None:
+    metrics.write_to(metrics_dir)
 
 
 @app.command()
@@ -143,17 +154,8 @@ def bulk_load(
     for_each(options, [view], partial(_run, options, "bulk_load", location=location))
 
 
-@app.command()
-def iam_policy(
-    role: Annotated[
-        str, typer.Argument(metavar="ROLE", help="reader (model servers), writer (runs), setup, or bulk (bulk-load).")
-    ],
-    bucket: Annotated[str, typer.Option(help="Where bulk-load puts its files.")] = "BUCKET",
-    config: ConfigDir = DEFAULT_CONFIG,
-    store: StoreName = None,
-) -> None:
-    """Print the least that a role needs on AWS, as an IAM policy for one DynamoDB store."""
-    for_store(Options(config, store, as_json=False, verbose=0), partial(_print_policy, role, bucket))
+app.command()(rights.iam_policy)
+app.command()(rights.acl)
 
 
 @app.command()
@@ -244,7 +246,8 @@ def _run(
     """*more*: what this kind of run wants beside view, store and run."""
     from materialize import pipeline
 
-    with _watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
+    watched = _watched(f"{kind} {target.view.name} -> {target.store_name}")
+    with metrics.observed(target.view.name, target.store_name, _now), watched as progress:
         report = getattr(pipeline, kind)(target.view, target.store, _new_run(target, progress), **more)
     print_report(report, as_json=options.as_json)
 
@@ -295,17 +298,6 @@ def _plan(options: Options, mode: Mode, target: Target, *, interval: Interval | 
     print_facts(facts | cost, as_json=options.as_json)
 
 
-def _print_policy(role: str, bucket: str, store: OnlineStoreConfig) -> None:
-    from materialize.online.dynamodb.address import Address
-    from materialize.online.dynamodb.policy import ROLES, policy
-
-    if role not in ROLES:
-        usage_error(f"found the role {role!r}, expected {', '.join(ROLES)}")
-    if not store.url.startswith("dynamodb://"):
-        usage_error(f"found the online store {store.name!r} at {store.masked_url}, expected one with a dynamodb:// URL")
-    typer.echo(json.dumps(policy(Address.parse(store.url), role, bucket=bucket), indent=2))
-
-
 def _setup(target: Target, *, as_json: bool) -> None:
     done = target.store.setup(target.view.name)
     print_facts({**target.names, "setup": "; ".join(done) or "nothing to do"}, as_json=as_json)
@@ -317,6 +309,7 @@ def _status(target: Target) -> dict[str, Any]:
     found, wanted, now = freshness(target.view, target.store), target.view.freshness, _now()
     mark, age = found.watermark, found.age(now)
     version = None if mark is None else mark.version
+    metrics.looked_at(target.view, target.store_name, found, now)
     return {
         **target.names,
         "state": found.state,
@@ -392,4 +385,7 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         # Not sys.exit, which waits for a read in the background: it can take minutes, and nobody wants its rows any more.
+        metrics.flush()
         os._exit(128 + stopped.number)
+    finally:
+        metrics.flush()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +19,7 @@ from materialize.config.connections import (
     store_url,
 )
 from materialize.config.document import Document, one_of, read
+from materialize.config.limits import secrets_of, variable_problem
 from materialize.config.schema import stores_of, view_of
 from materialize.errors import ConfigError
 
@@ -83,7 +85,8 @@ def load(config_dir: str | Path, *, connections: Connections | None = None) -> C
             listing.problems.append(f"{path.name}: expected the ending .yaml, found .yml")
     if not paths and not listing.problems:
         listing.problems.append("expected a file VIEW.yaml for each feature view, found none")
-    documents = [read(path) for path in paths]
+    barred = partial(variable_problem, secrets=secrets_of(stores_file))
+    documents = [read(path, barred=barred) for path in paths]
     views = [view_of(document, root, names) for document in documents]
     if broken := [document for document in (listing, *documents, stores_file) if document.problems]:
         raise ConfigError("\n".join(document.report() for document in broken))

@@ -12,7 +12,7 @@ from materialize.config.yaml import MarkedYAMLError, YAMLError, parse
 from materialize.model import mask_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
 __all__ = ["Document", "Loc", "one_of", "read", "shown"]
@@ -39,6 +39,8 @@ class Document:
     reported: set[Loc] = field(default_factory=set)
     #: Whether text may be a secret, so that no message quotes it.
     secret: bool = False
+    #: Why this file may not read a variable, given its name and value; None: it may.
+    barred: Callable[[str, str], str | None] = lambda _name, _value: None
 
     @property
     def usable(self) -> bool:
@@ -76,10 +78,12 @@ class Document:
         found = os.environ.get(name) if name else None
         if optional and not found:
             found = default
-        if found is not None:
+        if found is not None and (why := self.barred(name, found)):
+            self.add(loc, f"expected a variable that a feature view may read, found ${{{name}}}, {why}")
+        elif found is not None:
             self.variables.setdefault(loc, []).append(name)
             return found
-        if name:
+        elif name:
             self.add(
                 loc, f"expected the environment variable {name}, found it unset. Set it, or write ${{{name}:-default}}"
             )
@@ -93,9 +97,11 @@ class Document:
         return "\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)])
 
 
-def read(path: Path, *, secret: bool = False) -> Document:
-    """The content of *path*, or the reason why it has none that can be used."""
-    document = Document(path, secret=secret)
+def read(
+    path: Path, *, secret: bool = False, barred: Callable[[str, str], str | None] = lambda _name, _value: None
+) -> Document:
+    """The content of *path*, or the reason why it has none that can be used. *barred*: as `Document` has it."""
+    document = Document(path, secret=secret, barred=barred)
     try:
         data, duplicates = parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

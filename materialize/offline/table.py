@@ -40,6 +40,8 @@ READER_FEATURES = frozenset(
 )
 #: Log statistics are cut to milliseconds; an event may be up to this much outside its file's bounds.
 STATISTICS_SLACK_US = 1_000
+#: A partition's value in a file's path, which may be an entity's key.
+HIVE_VALUE = r"([^/\s=]+)=[^/\n]*(?=/)"
 
 
 def open_table(view: FeatureView, version: int | None = None, *, check: bool = True) -> OfflineTable:
@@ -92,18 +94,19 @@ def reading(view: FeatureView) -> Iterator[None]:
         raise OfflineStoreError(
             f"{subject}: {_causes(error)}. Nothing was written by this step; the watermark stays. If the column was widened from another "
             "kind of type, write its old files anew, by Spark: ALTER TABLE ... DROP FEATURE typeWidening"
-        ) from error
+        ) from None  # its own text has file paths, and they have the values of partitions
     except (DeltaError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         raise OfflineStoreError(
             f"{subject}: {type(error).__name__}: {_causes(error)}. Nothing was written by this step; the watermark stays."
-        ) from error
+        ) from None  # its own text has file paths, and they have the values of partitions
 
 
 def _causes(error: BaseException) -> str:
     """The first line of a message and the causes that deltalake lists below it, without its colours and backtrace."""
     lines = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines() or [""]
     causes = [line.strip().removeprefix("↳").strip() for line in lines[1:] if "↳" in line]
-    return mask_credentials(": ".join([lines[0], *causes]))
+    text = re.sub(HIVE_VALUE, r"\1=***", ": ".join([lines[0], *causes]))
+    return mask_credentials(text)
 
 
 @dataclass(frozen=True, slots=True)

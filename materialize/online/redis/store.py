@@ -91,6 +91,7 @@ class RedisStore(OnlineStore):
             # Every error reaches our caller: the driver would send a whole batch again behind its back.
             retry=Retry(NoBackoff(), 0),
             client_name="materialize",
+            driver_info=None,  # CLIENT SETINFO: a right that Redis 7.0 cannot give, and two round trips
         )
         self.client = redis.Redis(connection_pool=self.pool)
         self.write_script = self.client.register_script(_lua("write"))

@@ -1,0 +1,186 @@
+"""The users of `materialize acl` can do what their role does on real servers, and no right of theirs is superfluous."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from materialize import pipeline
+from materialize.cli import app
+from materialize.errors import ConfigError, MaterializeError, OnlineStoreError
+from materialize.online.redis import RedisStore
+from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
+from materialize.pipeline import Run
+from materialize.serving import FeatureReader
+from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, make_batch
+from materialize.verify import verify
+from tests import servers
+from tests.projects import Project
+from tests.tables import NOW, Table, row
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PASSWORD = "s3cret-p4ss"
+DIGITS = hashlib.sha256(PASSWORD.encode()).hexdigest()
+RUN = Run("default", "run", lambda: NOW)
+
+
+def store_of(server: servers.Server, role: str, *, without: str | None = None, url: str | None = None) -> RedisStore:
+    """A store whose user has only the rights of *role*, less one of them."""
+    line = acl_line(url or server.url, role).replace(PLACEHOLDER, f"#{DIGITS}")
+    words = [word for word in line.split() if word != f"+{without}"]
+    server.client.execute_command(*words)
+    server.client.execute_command("ACL", "LOG", "RESET")
+    address = (url or server.url).replace("redis://", f"redis://materialize-{role}:{PASSWORD}@")
+    return RedisStore(address)
+
+
+def denied(server: servers.Server) -> list[Any]:
+    return list(server.client.execute_command("ACL", "LOG"))
+
+
+def used_by_runs(server: servers.Server, store: RedisStore, table: Table) -> None:
+    """What runs do, with what only some do: cells, tombstones, keys with and without expiry, new and there."""
+    pipeline.incremental(table.view, store, RUN)
+    pipeline.rebuild(table.view, store, RUN)
+    batch = make_batch([Row(b"k"), Row(b"l")])
+    for _ in range(2):
+        store.merge("other", batch, tie_wins=True, retention=FOREVER)
+        store.merge("other", make_batch([Row(b"k", 9), Row(b"l", 9)]), tie_wins=True, retention=FOREVER)
+        server.client.script_flush()
+    store.describe()
+
+
+def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> None:
+    assert verify(table.view, store, RUN).compared == 2
+
+
+def used_by_readers(_server: servers.Server, store: RedisStore, table: Table) -> None:
+    found = FeatureReader(table.view, store).lookup([b"a", b"nobody"], now=NOW)
+    assert [vector.status for vector in found] == ["present", "missing"]
+
+
+USES = {"run": used_by_runs, "read": used_by_readers, "verify": used_by_verify}
+
+
+@pytest.fixture
+def loaded(server: servers.Server, table: Table) -> Iterator[Table]:
+    """A table that is online; its users are removed at the end."""
+    table.append(row("a", 1), row("b", 1))
+    with RedisStore(server.url) as store:
+        pipeline.incremental(table.view, store, RUN)
+    yield table
+    server.client.execute_command("ACL", "DELUSER", *(f"materialize-{role}" for role in ROLES))
+
+
+class TestStoreOfARestrictedUser(OnlineStoreContract):
+    """Everything that the contract promises, by a user that has the rights of runs alone."""
+
+    @pytest.fixture
+    def store(self, server: servers.Server) -> Iterator[RedisStore]:
+        with store_of(server, "run") as store:
+            yield store
+        assert denied(server) == []
+        server.client.execute_command("ACL", "DELUSER", "materialize-run")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_can_do_what_it_does(server: servers.Server, loaded: Table, role: str) -> None:
+    with store_of(server, role) as store:
+        USES[role](server, store, loaded)
+
+    assert denied(server) == []
+
+
+@pytest.mark.parametrize(("role", "command"), [(role, one) for role, all_of in ROLES.items() for one in all_of])
+def test_no_command_is_superfluous(server: servers.Server, loaded: Table, role: str, command: str) -> None:
+    server.client.script_flush()
+
+    with store_of(server, role, without=command) as store, pytest.raises(OnlineStoreError):
+        USES[role](server, store, loaded)
+
+    assert denied(server)
+
+
+@pytest.mark.parametrize("role", ["read", "verify"])
+def test_who_only_reads_cannot_write(server: servers.Server, loaded: Table, role: str) -> None:
+    before = sorted(server.client.keys())
+    with store_of(server, role) as store:
+        with pytest.raises(OnlineStoreError):
+            store.merge("spending", make_batch([Row(b"z", version=AT)]), tie_wins=True, retention=FOREVER)
+        with pytest.raises(OnlineStoreError):
+            store.compare_and_set_cell("spending", "watermark", None, b"{}")
+
+    assert sorted(server.client.keys()) == before
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_keys_of_others_are_out_of_reach(server: servers.Server, loaded: Table, role: str) -> None:
+    server.client.set("session:1", "secret")
+    with store_of(server, role) as store:
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            store.client.get("session:1")
+        for command in (
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+            ("KEYS", "*"),
+            ("DEL", "fs:spending:{a}"),
+            ("ACL", "LIST"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                store.client.execute_command(*command)
+
+
+def test_another_database_needs_select(server: servers.Server, loaded: Table) -> None:
+    url = server.url.removesuffix("/0") + "/3?prefix=other:x"
+    assert commands(url, "read")[-1] == "select"
+
+    with store_of(server, "run", url=url) as store:
+        used_by_runs(server, store, loaded)
+        assert denied(server) == []
+    with store_of(server, "run", url=url, without="select") as store, pytest.raises(MaterializeError):
+        store.read("view", [b"k"])
+
+
+def test_a_line_that_nobody_filled_in_is_refused(server: servers.Server) -> None:
+    with pytest.raises(redis.exceptions.ResponseError):
+        server.client.execute_command(*acl_line(server.url, "run").split())
+
+    assert b"materialize-run" not in server.client.execute_command("ACL", "USERS")
+
+
+@pytest.mark.parametrize("prefix", ["a*", "a b", "a\nb", "", "a%20+@all"])
+def test_a_prefix_cannot_widen_the_line(prefix: str) -> None:
+    try:
+        line = acl_line(f"redis://h/0?prefix={prefix}", "run")
+    except ConfigError:
+        return
+    assert re.fullmatch(r"[A-Za-z0-9_.:-]+", line.split(" ~")[1].split(":*")[0]), line
+
+
+def test_the_command_prints_lines_without_a_password(tmp_path: Path) -> None:
+    made = Project(tmp_path, f"rediss://:{PASSWORD}@cache:6379/0?prefix=ml")
+
+    result = CliRunner().invoke(app, ["acl"], env={"MATERIALIZE_CONFIG": str(made.config)})
+
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [acl_line("redis://h?prefix=ml", role) for role in ROLES]
+    assert PASSWORD not in result.output
+    assert "sha256sum" in result.stderr
+
+
+@pytest.mark.parametrize(("url", "arguments"), [("sqlite:////tmp/x.db", ()), ("redis://h", ("--role", "admin"))])
+def test_another_store_or_role_is_a_usage_error(tmp_path: Path, url: str, arguments: tuple[str, ...]) -> None:
+    made = Project(tmp_path, url)
+
+    result = CliRunner().invoke(app, ["acl", *arguments], env={"MATERIALIZE_CONFIG": str(made.config)})
+
+    assert result.exit_code == 2
+    assert "expected" in result.output
