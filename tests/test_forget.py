@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
 
 from materialize import pipeline, watermark
-from materialize.forget import FOR_EVER, erased, forget, key_hash, receipt
-from materialize.model import Interval
+from materialize.forget import erased, forget, key_hash, receipt
+from materialize.model import Interval, to_us
 from materialize.order import ERASED, STALE, UNCHANGED
 from materialize.testing import make_batch
 from materialize.testing.batches import FOREVER, Row
@@ -75,7 +75,7 @@ def test_no_run_brings_it_back(table: Table, loaded: OnlineStore) -> None:
 
 
 def test_it_stays_when_what_is_due_is_purged(loaded: OnlineStore) -> None:
-    loaded.purge(VIEW, FOR_EVER.keep_until_us - 1)
+    loaded.purge(VIEW, to_us(datetime(9999, 1, 1, tzinfo=timezone.utc)))
 
     assert erased(record(loaded))
 
