@@ -7,6 +7,7 @@
     |- OnlineStoreError     the operator of the online store
     |  `- UnavailableError  nobody yet: a retry may help
     |- WatermarkError       the operator: another run moved the watermark first
+    |- BusyError            nobody yet: another run writes to the store; run again when it is done
     `- MismatchError        the operator: readers see something else than the table has
 
 A message reads ``could not <do what>: <subject>: found <x>, expected <y>. <state and next step>.`` and never
@@ -16,6 +17,7 @@ holds a feature value, an entity key or a password. Every error survives picklin
 from __future__ import annotations
 
 __all__ = [
+    "BusyError",
     "ConfigError",
     "MaterializeError",
     "MismatchError",
@@ -63,6 +65,10 @@ class UnavailableError(OnlineStoreError):
 
 class WatermarkError(MaterializeError):
     """The watermark is not where this run found it: another run finished first, and what this run wrote is harmless."""
+
+
+class BusyError(MaterializeError):
+    """Another run holds the view in this store. This one moved no watermark, and what it wrote, if anything, is harmless; run again later."""
 
 
 class MismatchError(MaterializeError):

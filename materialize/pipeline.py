@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from materialize import decoder, metrics, watermark
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
 from materialize.latest import ENGINE
+from materialize.lease import Terms, held_by
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
 from materialize.offline import changes_since, open_table, total_rows
-from materialize.order import GENERATION, stamp
+from materialize.order import ERASED, GENERATION, stamp
 from materialize.piece import PieceReport, no_progress, write_piece
 from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
 from materialize.removal import sweep
@@ -48,7 +49,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Who runs: the store's name in the config, an id for reports and the watermark, a clock in UTC, and who watches.
+    """Who runs: the store's name in the config, an id for reports and the watermark, a clock in UTC, who watches, and
+    for how long it holds the view's lease and waits for another run.
 
     ``progress`` is called with the number of entities that each finished write call handled.
     """
@@ -57,6 +59,7 @@ class Run:
     run_id: str
     now: Callable[[], datetime]
     progress: Callable[[int], None] = no_progress
+    lease: Terms = field(default_factory=Terms)
 
 
 # --- the three runs ----------------------------------------------------------------------------------------------------
@@ -67,11 +70,14 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
 
     After it returns, each entity online equals its latest storable row at the report's ``to_version``.
     """
-    plan = begin(view, store, make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id))
-    pieces = [
-        write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
-    ]
-    return commit(view, store, plan, pieces, now=run.now())
+    with held_by(run, store, view.name, "incremental") as run:  # noqa: PLR1704 - nothing here uses the other one
+        plan = begin(
+            view, store, make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id)
+        )
+        pieces = [
+            write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
+        ]
+        return commit(view, store, plan, pieces, now=run.now())
 
 
 def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval) -> RunReport:
@@ -89,11 +95,12 @@ def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval
 
 def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
-    plan = begin(view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id))
-    pieces = [
-        write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
-    ]
-    return commit(view, store, plan, pieces, now=run.now())
+    with held_by(run, store, view.name, "rebuild") as run:  # noqa: PLR1704 - nothing here uses the other one
+        plan = begin(view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id))
+        pieces = [
+            write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
+        ]
+        return commit(view, store, plan, pieces, now=run.now())
 
 
 def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) -> RunReport:
@@ -114,10 +121,12 @@ def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) ->
         for piece in range(plan.pieces):
             write_piece(view, files, plan, piece, now=run.now())
         told = files.load()
-    pieces = [
-        write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
-    ]
-    return replace(commit(view, store, plan, pieces, now=run.now()), reason=f"{plan.reason}; {told}")
+    # The table that holds the lease may be made by the load itself, so it is held from here on.
+    with held_by(run, store, view.name, "bulk_load") as run:  # noqa: PLR1704 - nothing below uses the other one
+        pieces = [
+            write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
+        ]
+        return replace(commit(view, store, plan, pieces, now=run.now()), reason=f"{plan.reason}; {told}")
 
 
 # --- their steps -------------------------------------------------------------------------------------------------------
@@ -265,9 +274,10 @@ def _fenced(found: Watermark | None, table: OfflineTable) -> int:
 
 
 def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
-    """The greatest version or floor of any record of *view* in the store, None when there is no record."""
-    heads = (decoder.headers(records) for _, records in store.scan(view.name))
-    return max((int(max(head["version"].max(), head["floor"].max())) for head in heads), default=None)
+    """The greatest version or floor of any record of *view* in the store, but of erased ones, None when there is no record."""
+    every = (decoder.headers(records) for _, records in store.scan(view.name))
+    heads = (head[head["floor"] < ERASED] for head in every)
+    return max((int(max(head["version"].max(), head["floor"].max())) for head in heads if len(head)), default=None)
 
 
 def _summed(plan: Plan, pieces: Sequence[PieceReport], swept: int) -> RunReport:

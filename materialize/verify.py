@@ -19,6 +19,7 @@ import polars as pl
 from materialize import decoder, latest, metrics, watermark
 from materialize.entity_key import entity_keys
 from materialize.errors import OnlineStoreError
+from materialize.lease import held_by
 from materialize.model import Watermark, to_us
 from materialize.offline import open_table, total_rows
 from materialize.online.base import HEADER, TOMBSTONE
@@ -372,19 +373,23 @@ def _repair(
     bad = found.filter(pl.col("problem").is_in(PROBLEMS))
     if bad.is_empty():
         return 0
-    at = stamp(plan.generation, plan.to_version)
-    if not bad.filter(pl.col("floor") >= at).is_empty():
-        # A record with this snapshot's floor refuses to be written again. In a new generation it does not; a run that began in
-        # the old one can no longer move the watermark, so the next run brings again what the repair refused of it.
+    if bad.filter(pl.col("floor") >= stamp(plan.generation, plan.to_version)).is_empty():
+        return _rewrite(view, store, run, snapshot, bad)
+    # A record with this snapshot's floor refuses to be written again. In a new generation it does not; a run that began in
+    # the old one can no longer move the watermark, so the next run brings again what the repair refused of it.
+    with held_by(run, store, view.name, "repair") as run:  # noqa: PLR1704 - nothing here uses the other one
         assert plan.watermark is not None  # noqa: S101 - there is nothing to compare with without one
         mark = Watermark.from_json(plan.watermark)
         moved = replace(mark, generation=mark.generation + 1, run_id=run.run_id)
         plan = replace(plan, generation=moved.generation)
         plan = replace(plan, watermark=with_retry(partial(watermark.move, store, view.name, plan.watermark, moved)))
-        snapshot = snapshot.planned(plan)
+        return _rewrite(view, store, run, snapshot.planned(plan), bad)
+
+
+def _rewrite(view: FeatureView, store: OnlineStore, run: Run, snapshot: Snapshot, bad: pl.DataFrame) -> int:
     gone = bad.filter(problem="extra")["key"].to_list()
     rows = _of(view, snapshot.rows.frame, bad.filter(pl.col("problem") != "extra")["key"])
     with Writer(store, run.progress) as writer:
         for batch, write in snapshot.records(rows):
             writer.submit(batch, write)
-    return int(writer.outcomes[WRITTEN]) + remove(view, store, plan, gone, run.now())
+    return int(writer.outcomes[WRITTEN]) + remove(view, store, snapshot.work.plan, gone, run.now())

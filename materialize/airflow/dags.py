@@ -15,7 +15,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 
 from materialize.airflow import alerts, tasks
 from materialize.config import load
-from materialize.errors import UnavailableError
+from materialize.errors import BusyError, UnavailableError
 from materialize.stop import Stopped
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ __all__ = ["TASK_DEFAULTS", "materialize_dag"]
 CRONS = {"hourly": "0 * * * *", "daily": "0 0 * * *"}
 KEY_FORMATS = {"hourly": "%Y-%m-%dT%H", "daily": "%Y-%m-%d"}
 
+#: Three tries last as long as the lease of a run that was lost between two of its tasks (`materialize.lease.LASTING`).
+BUSY_DELAY = timedelta(minutes=5)
 #: Every task: a store that does not answer is tried again after 30 s, 1 min and 2 min; any other error needs somebody to
 #: act, so it fails at once. A worker that dies is retried by Airflow itself. A piece has at most 10 million rows, which take
 #: some minutes, and an hour or two where a store is paced; what takes longer hangs.
@@ -41,6 +43,7 @@ TASK_DEFAULTS: dict[str, Any] = {
     "retry_policy": ExceptionRetryPolicy(
         [
             RetryRule(UnavailableError, RetryAction.RETRY, reason="the online store did not answer; nothing is lost"),
+            RetryRule(BusyError, RetryAction.RETRY, BUSY_DELAY, "another run writes to the store; it is waited for"),
             RetryRule(Stopped, RetryAction.RETRY, reason="the worker was asked to stop; nothing is lost"),
         ],
         default=RetryAction.FAIL,
@@ -80,6 +83,7 @@ sentence says what to do; its class says who acts:
 | `UnavailableError` | nobody yet: it was retried three times; look after the store, the next run heals |
 | `OnlineStoreError` | the operator of the store: memory, rights, a missing table |
 | `WatermarkError` | nobody: another run finished first |
+| `BusyError` | nobody: another run writes to the store, which the message names; it was waited for three times; `materialize release VIEW` if it is dead |
 
 `materialize status` and `materialize doctor` show where every view stands, and what is wrong with it.
 """

@@ -247,17 +247,11 @@ def begin(target: dict[str, Any]) -> dict[str, Any]:
     view, store = target["view"], target["store"]
     name_in_ui(view)
     must_be_planned(target, "begin")
-    with tasks.opened(view, store) as (feature_view, online):
-        made = pipeline.make_plan(
-            feature_view,
-            online,
-            mode=target["mode"],
-            store_name=store,
-            run_id=tasks.run_id(),
-            interval=interval(target),
-        )
+    with tasks.opened(view, store) as (known, online), tasks.leased(online, view, tasks.run_id(), target["mode"]):
+        names = {"store_name": store, "run_id": tasks.run_id()}
+        made = pipeline.make_plan(known, online, mode=target["mode"], interval=interval(target), **names)
         tasks.log_plan(made)
-        return pipeline.begin(feature_view, online, made).to_dict()
+        return pipeline.begin(known, online, made).to_dict()
 
 
 def must_be_planned(target: dict[str, Any], doing: str) -> None:
@@ -321,9 +315,13 @@ def write_pieces(planned: Plan, pieces: list[int], reports: list[dict[str, Any]]
     from materialize.pipeline import write_piece
 
     try:
-        with tasks.opened(planned.view, planned.store) as (feature_view, online), stop_on(SIGTERM) as count:
+        with (
+            tasks.opened(planned.view, planned.store) as (feature_view, online),
+            stop_on(SIGTERM) as count,
+            tasks.leased(online, planned.view, planned.run_id, planned.mode, count) as progress,
+        ):
             for piece in pieces:
-                done = write_piece(feature_view, online, planned, piece, now=tasks.utcnow(), progress=count)
+                done = write_piece(feature_view, online, planned, piece, now=tasks.utcnow(), progress=progress)
                 log.info("wrote", view=planned.view, store=planned.store, piece=piece + 1, pieces=planned.pieces)
                 reports.append({"view": planned.view, "piece": piece, "report": done.to_dict()})
     except UnavailableError:
@@ -362,7 +360,8 @@ def commit(target: dict[str, Any], written: Sequence[list[dict[str, Any]]]) -> d
     reports = [pipeline.PieceReport.from_dict(own[piece]["report"]) for piece in range(planned.pieces)]
     tried_again = any(one["tried_again"] for one in own.values())
     with tasks.opened(view, store) as (feature_view, online):
-        done = pipeline.commit(feature_view, online, planned, reports, now=tasks.utcnow())
+        with tasks.leased(online, view, planned.run_id, planned.mode, last=True):
+            done = pipeline.commit(feature_view, online, planned, reports, now=tasks.utcnow())
         report = tasks.told(done, online, tried_again=tried_again)
     tasks.mirror(report)
     if report["news"]:

@@ -13,13 +13,15 @@ from airflow.sdk.exceptions import AirflowSkipException
 from materialize.airflow import tasks
 from materialize.airflow.dags import TASK_DEFAULTS, group_defaults
 from materialize.config import load
-from materialize.errors import MaterializeError, WatermarkError
+from materialize.errors import BusyError, MaterializeError, WatermarkError
 from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from materialize.model import FeatureView
+    from materialize.model import FeatureView, RunReport
+    from materialize.online.base import OnlineStore
+    from materialize.pipeline import Run
     from materialize.plan import Plan
 
 __all__ = ["COMMITS", "LOADED", "changed", "load_view", "on_commit_dag"]
@@ -41,7 +43,7 @@ finds out by itself which views are behind in a store (`changed`) and brings eac
 was lost, is announced again while it stays behind, after 5, 10, 20 ... minutes, and the schedule takes it along too; so no task
 here is tried again by itself, and a red one holds nobody back.
 
-`load` is skipped when another run was faster, and when the view has to be read as a whole and is large or being loaded: that
+`load` is skipped when another run is at it or was faster, and when the view has to be read as a whole and is large or being loaded: that
 is left to the view's schedule, which does it in pieces. The table of errors in the documentation of `materialize_hourly` says
 what to do about a red task.
 """
@@ -113,30 +115,39 @@ def changed(store: str) -> list[str]:
 def load_view(view: str, store: str) -> dict[str, Any]:
     """Bring one feature view to the head of its table. Emits an asset event when readers see something new.
 
-    Skipped when another run was faster, and when the schedule has to do it.
+    Skipped when another run is at it or was faster, and when the schedule has to do it.
     """
     from materialize import pipeline
 
     context: Any = get_current_context()
     context[tasks.PIECE] = f"{view} in {store}"
     with tasks.opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
-        plan = pipeline.make_plan(feature_view, online, mode="incremental", store_name=store, run_id=tasks.run_id())
-        tasks.log_plan(plan)
-        refuse_large_snapshot(plan, feature_view.schedule)
+        run = pipeline.Run(store, tasks.run_id(), tasks.utcnow, count)
         try:
-            begun = pipeline.begin(feature_view, online, plan)
-            pieces = [
-                pipeline.write_piece(feature_view, online, begun, piece, now=tasks.utcnow(), progress=count)
-                for piece in range(begun.pieces)
-            ]
-            done = pipeline.commit(feature_view, online, begun, pieces, now=tasks.utcnow())
-        except WatermarkError as error:
+            done = load_leased(feature_view, online, run)
+        except (BusyError, WatermarkError) as error:
             raise AirflowSkipException(str(error)) from None
         report = tasks.told(done, online)
     tasks.mirror(report)
     if report["news"]:
         context["outlet_events"][LOADED].add(tasks.asset(view, store), extra=tasks.event_extra(report))
     return report
+
+
+def load_leased(view: FeatureView, online: OnlineStore, run: Run) -> RunReport:
+    """The incremental run of `load_view`, with the lease of the view. Raises BusyError when another run holds it."""
+    from materialize import lease, pipeline
+
+    with lease.held_by(run, online, view.name, "incremental") as held:
+        plan = pipeline.make_plan(view, online, mode="incremental", store_name=held.store_name, run_id=held.run_id)
+        tasks.log_plan(plan)
+        refuse_large_snapshot(plan, view.schedule)
+        begun = pipeline.begin(view, online, plan)
+        pieces = [
+            pipeline.write_piece(view, online, begun, piece, now=held.now(), progress=held.progress)
+            for piece in range(begun.pieces)
+        ]
+        return pipeline.commit(view, online, begun, pieces, now=held.now())
 
 
 def refuse_large_snapshot(plan: Plan, schedule: str) -> None:

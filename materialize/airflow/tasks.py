@@ -24,7 +24,7 @@ from materialize.model import COUNTERS, Interval, from_us, mask_credentials
 from materialize.stop import stop_on
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from materialize.model import FeatureView, Mode, RunReport, Watermark
     from materialize.online.base import OnlineStore
@@ -88,9 +88,10 @@ def plan(view: str, store: str) -> list[int]:
     context = get_current_context()
     with opened(view, store) as (feature_view, online):
         mode, interval = request(context["dag_run"], PERIODS[feature_view.schedule])
-        planned = make_plan(feature_view, online, mode=mode, store_name=store, run_id=run_id(), interval=interval)
-        log_plan(planned)
-        planned = begin(feature_view, online, planned)
+        with leased(online, view, run_id(), mode):
+            planned = make_plan(feature_view, online, mode=mode, store_name=store, run_id=run_id(), interval=interval)
+            log_plan(planned)
+            planned = begin(feature_view, online, planned)
     context["ti"].xcom_push(key=PLAN, value=planned.to_dict())
     return list(range(planned.pieces))
 
@@ -104,8 +105,12 @@ def write(view: str, store: str, plan: dict[str, Any], piece: int) -> dict[str, 
     context: Any = get_current_context()
     context[PIECE] = planned.piece_labels[piece]
     # Airflow forwards SIGTERM to a task, which ignores it and is killed seconds later, unless it says otherwise as here.
-    with opened(view, store) as (feature_view, online), stop_on(SIGTERM) as count:
-        report = write_piece(feature_view, online, planned, piece, now=utcnow(), progress=count)
+    with (
+        opened(view, store) as (feature_view, online),
+        stop_on(SIGTERM) as count,
+        leased(online, view, planned.run_id, planned.mode, count) as progress,
+    ):
+        report = write_piece(feature_view, online, planned, piece, now=utcnow(), progress=progress)
     return {"report": report.to_dict(), "tried_again": context["ti"].try_number > 1}
 
 
@@ -121,7 +126,8 @@ def commit(view: str, store: str, plan: dict[str, Any], pieces: Sequence[dict[st
     reports = [PieceReport.from_dict(one["report"]) for one in written]
     with opened(view, store) as (feature_view, online):
         try:
-            report = commit_plan(feature_view, online, planned, reports, now=utcnow())
+            with leased(online, view, planned.run_id, planned.mode, last=True):
+                report = commit_plan(feature_view, online, planned, reports, now=utcnow())
         except WatermarkError as error:
             if not feature_view.on_commit:
                 raise
@@ -193,6 +199,35 @@ def opened(view: str, store: str, folder: Path | None = None) -> Iterator[tuple[
             yield known, online
     finally:
         metrics.flush()  # the process of a task ends without asking anybody
+
+
+@contextmanager
+def leased(
+    online: OnlineStore,
+    view: str,
+    run_id: str,
+    mode: str,
+    count: Callable[[int], None] = lambda _: None,
+    *,
+    last: bool = False,
+) -> Iterator[Callable[[int], None]]:
+    """Hold the view's lease for the Airflow run, also when the task is done, unless it is the *last* one or fails for good.
+
+    Gives what to call with the rows of each finished write, which ends a task whose lease is another run's. A backfill moves no
+    watermark and takes no lease. Raises BusyError when another run holds it.
+    """
+    from materialize import lease
+
+    if mode == "backfill":
+        yield count
+        return
+    with lease.holding(online, view, run_id, mode, lease.LASTING, last=last) as held:
+
+        def progress(rows: int) -> None:
+            count(rows)
+            held.check()
+
+        yield progress
 
 
 def moment(name: str, text: str | None, mode: str, problems: list[str]) -> datetime | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from functools import partial
@@ -17,6 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from materialize import metrics
 from materialize.cli import rights
+from materialize.cli.runs import Wait, holder, new_run, seconds
 from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, usage_error
 from materialize.errors import MismatchError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from materialize.model import Mode
-    from materialize.pipeline import Run
 
 __all__ = ["app", "main"]
 
@@ -69,12 +68,13 @@ def incremental(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    wait: Wait = "0s",
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Bring what is new since the watermark online; the first time, the whole table."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "incremental"))
+    for_each(options, views, partial(_run, options, "incremental", wait=seconds(wait)))
 
 
 @app.command()
@@ -83,12 +83,13 @@ def rebuild(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    wait: Wait = "0s",
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "rebuild"))
+    for_each(options, views, partial(_run, options, "rebuild", wait=seconds(wait)))
 
 
 @app.command()
@@ -248,7 +249,8 @@ def _run(
 
     watched = _watched(f"{kind} {target.view.name} -> {target.store_name}")
     with metrics.observed(target.view.name, target.store_name, _now), watched as progress:
-        report = getattr(pipeline, kind)(target.view, target.store, _new_run(target, progress), **more)
+        run = new_run(target, _now, progress, wait=more.pop("wait", 0.0))
+        report = getattr(pipeline, kind)(target.view, target.store, run, **more)
     print_report(report, as_json=options.as_json)
 
 
@@ -256,7 +258,7 @@ def _verify(options: Options, target: Target, *, sample: int | None, repair: boo
     from materialize.verify import mismatch, verify
 
     with _watched(f"verify {target.view.name} in {target.store_name}") as progress:
-        report = verify(target.view, target.store, _new_run(target, progress), sample=sample, repair=repair)
+        report = verify(target.view, target.store, new_run(target, _now, progress), sample=sample, repair=repair)
     print_facts(report.to_dict(), as_json=options.as_json)
     if keys:
         for problem, those in report.keys.items():
@@ -279,12 +281,6 @@ def _watched(doing: str) -> Iterator[Callable[[int], None]]:
             bar.advance(task, entities)
 
         yield progress
-
-
-def _new_run(target: Target, progress: Callable[[int], None]) -> Run:
-    from materialize.pipeline import Run
-
-    return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, progress)
 
 
 def _plan(options: Options, mode: Mode, target: Target, *, interval: Interval | None = None) -> None:
@@ -321,6 +317,7 @@ def _status(target: Target) -> dict[str, Any]:
         "event_timestamp": _iso(None if mark is None else mark.event_us),
         "finished": _iso(None if mark is None else mark.finished_us),
         "run_id": None if mark is None else mark.run_id,
+        "held_by": holder(target),
     }
 
 

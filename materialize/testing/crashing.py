@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CrashingStore"]
 
+#: The cell of a lease is renewed by time, which would make the number of a call a matter of chance.
+LEASE = "lease"
+
 
 class CrashingStore(OnlineStore):
-    """*store*, dying at write call number *after* (merge, replace and compare-and-set count), and at every later one.
+    """*store*, dying at write call number *after* (merge, replace and compare-and-set count, but of a lease), and at every later one.
 
     *effect*: whether the call at which it dies still takes effect, as when only the reply is lost.
     """
@@ -46,6 +49,8 @@ class CrashingStore(OnlineStore):
         return found
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
+        if name == LEASE and self.left > 0:
+            return self.store.compare_and_set_cell(view, name, expected, new)
         return bool(self._write(lambda: self.store.compare_and_set_cell(view, name, expected, new)))
 
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:

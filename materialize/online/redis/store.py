@@ -192,6 +192,11 @@ class RedisStore(OnlineStore):
                 self.cell_script(keys=[self._cell(view, name)], args=[new] if expected is None else [new, expected])
             )
 
+    def now_us(self, view: str) -> int:
+        with self._translated(f"ask the time for feature view {view!r} of"):
+            seconds, microseconds = self.client.time()
+        return int(seconds) * 1_000_000 + int(microseconds)
+
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""
 
