@@ -15,11 +15,11 @@ import pytest
 import redis
 from redis import exceptions as driver
 
-from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
+from materialize.errors import ConfigError, OnlineStoreError, StoreFullError, UnavailableError
 from materialize.model import Retention, to_us
 from materialize.online.base import HEADER, TOMBSTONE
 from materialize.online.redis import store as module
-from materialize.online.redis.store import REFUSED, TRANSIENT, RedisStore
+from materialize.online.redis.store import FULL, REFUSED, TRANSIENT, RedisStore
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
 from tests import servers
@@ -60,8 +60,8 @@ REFUSED_NAMES = {
     "AuthenticationWrongNumberOfArgsError",
     "AuthorizationError",
     "NoPermissionError",
-    "OutOfMemoryError",
 }
+FULL_NAMES = {"OutOfMemoryError"}
 TRANSIENT_NAMES = {
     "BusyLoadingError",
     "ClusterDownError",
@@ -491,7 +491,7 @@ def driver_errors() -> dict[str, type[Exception]]:
 
 
 def test_every_public_error_of_the_driver_is_on_exactly_one_list() -> None:
-    lists = (REFUSED_NAMES, TRANSIENT_NAMES, OTHER)
+    lists = (REFUSED_NAMES, FULL_NAMES, TRANSIENT_NAMES, OTHER)
 
     # A class that one version of the driver lacks is no harm; a new one has to be put on a list.
     assert set(driver_errors()) <= set.union(*lists)
@@ -503,6 +503,8 @@ def test_every_public_error_of_the_driver_is_translated_as_its_list_says(name: s
     store = RedisStore(f"redis://:{PASSWORD}@127.0.0.1:1/0")
     found = driver_errors()[name]
     expected = UnavailableError if name in TRANSIENT_NAMES else OnlineStoreError
+    expected = StoreFullError if name in FULL_NAMES else expected
+    assert issubclass(found, FULL) == (name in FULL_NAMES)
     assert issubclass(found, REFUSED) == (name in REFUSED_NAMES)
     assert issubclass(found, TRANSIENT) == (name in TRANSIENT_NAMES) or name in REFUSED_NAMES
 

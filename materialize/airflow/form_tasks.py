@@ -251,7 +251,7 @@ def begin(target: dict[str, Any]) -> dict[str, Any]:
         names = {"store_name": store, "run_id": tasks.run_id()}
         made = pipeline.make_plan(known, online, mode=target["mode"], interval=interval(target), **names)
         tasks.log_plan(made)
-        return pipeline.begin(known, online, made).to_dict()
+        return pipeline.begin(known, online, made, now=tasks.utcnow()).to_dict()
 
 
 def must_be_planned(target: dict[str, Any], doing: str) -> None:

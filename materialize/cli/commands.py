@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from materialize import metrics
 from materialize.cli import rights
 from materialize.cli.runs import Wait, holder, new_run, seconds
-from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
+from materialize.cli.show import INTERNAL, print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, usage_error
 from materialize.errors import MismatchError
 from materialize.model import Interval, duration_text, from_us
@@ -44,10 +44,9 @@ StoreName = Annotated[str | None, typer.Option("--store", help="One online store
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it although a check of source or store says no.")]
 DEFAULT_CONFIG = Path("config")
 Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
-#: Facts of a plan that are for machines.
-INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
 #: Facts of a view's state that do not fit on a screen.
 DETAILS = ("behind", "event_timestamp", "finished", "run_id")
 
@@ -69,12 +68,13 @@ def incremental(
     store: StoreName = None,
     *,
     wait: Wait = "0s",
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Bring what is new since the watermark online; the first time, the whole table."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "incremental", wait=seconds(wait)))
+    for_each(options, views, partial(_run, options, "incremental", wait=seconds(wait), force=force))
 
 
 @app.command()
@@ -84,12 +84,13 @@ def rebuild(
     store: StoreName = None,
     *,
     wait: Wait = "0s",
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "rebuild", wait=seconds(wait)))
+    for_each(options, views, partial(_run, options, "rebuild", wait=seconds(wait), force=force))
 
 
 @app.command()
@@ -101,13 +102,15 @@ def backfill(
     store: StoreName = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
     options = Options(config, store, as_json, verbose)
     interval = _interval(start, end)
-    for_each(options, [view], partial(_plan if dry_run else _run, options, "backfill", interval=interval))
+    do = partial(_plan, options) if dry_run else partial(_run, options, force=force)
+    for_each(options, [view], partial(do, "backfill", interval=interval))
 
 
 @app.command()
@@ -249,7 +252,7 @@ def _run(
 
     watched = _watched(f"{kind} {target.view.name} -> {target.store_name}")
     with metrics.observed(target.view.name, target.store_name, _now), watched as progress:
-        run = new_run(target, _now, progress, wait=more.pop("wait", 0.0))
+        run = new_run(target, _now, progress, wait=more.pop("wait", 0.0), force=more.pop("force", False))
         report = getattr(pipeline, kind)(target.view, target.store, run, **more)
     print_report(report, as_json=options.as_json)
 

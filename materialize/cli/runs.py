@@ -31,12 +31,19 @@ def seconds(text: str) -> float:
     return float(int(match[1]) * UNIT_SECONDS[match[2]])
 
 
-def new_run(target: Target, now: Callable[[], datetime], progress: Callable[[int], None], *, wait: float = 0.0) -> Run:
+def new_run(
+    target: Target,
+    now: Callable[[], datetime],
+    progress: Callable[[int], None],
+    *,
+    wait: float = 0.0,
+    force: bool = False,
+) -> Run:
     """A run of its own id."""
     from materialize.lease import Terms
     from materialize.pipeline import Run
 
-    return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", now, progress, Terms(wait=wait))
+    return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", now, progress, Terms(wait=wait), force)
 
 
 def holder(target: Target) -> str | None:

@@ -10,6 +10,7 @@ from materialize.online.base import EncodedBatch, OnlineStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from materialize.evidence import Facts
     from materialize.model import Retention
     from materialize.online.base import Outcomes
 
@@ -20,7 +21,8 @@ LEASE = "lease"
 
 
 class CrashingStore(OnlineStore):
-    """*store*, dying at write call number *after* (merge, replace and compare-and-set count, but of a lease), and at every later one.
+    """*store*, dying at write call number *after* (merge, replace, compare-and-set and copies of a cell count, but of a lease), and at
+    every later one.
 
     *effect*: whether the call at which it dies still takes effect, as when only the reply is lost.
     """
@@ -52,6 +54,24 @@ class CrashingStore(OnlineStore):
         if name == LEASE and self.left > 0:
             return self.store.compare_and_set_cell(view, name, expected, new)
         return bool(self._write(lambda: self.store.compare_and_set_cell(view, name, expected, new)))
+
+    def write_copies(self, view: str, name: str, content: bytes) -> None:
+        self._write(lambda: self.store.write_copies(view, name, content))
+
+    def read_copies(self, view: str, name: str) -> list[bytes | None]:
+        return self.store.read_copies(view, name)
+
+    def evidence(self) -> Facts | None:
+        return self.store.evidence()
+
+    def positions(self) -> dict[str, int]:
+        return self.store.positions()
+
+    def settle(self, view: str) -> str:
+        return self.store.settle(view)
+
+    def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
+        return self.store.record_bytes(view, keys)
 
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         return self.store.read(view, keys)

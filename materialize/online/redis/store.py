@@ -6,6 +6,7 @@ Keys: ``<prefix>:<view>:{<entity key>}`` holds a record, ``<prefix>:<view>:<cell
 from __future__ import annotations
 
 import re
+import threading
 from collections import deque
 from contextlib import contextmanager
 from importlib.resources import files
@@ -20,9 +21,10 @@ from redis import exceptions as driver
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
+from materialize.errors import ConfigError, OnlineStoreError, StoreFullError, UnavailableError
 from materialize.model import mask_credentials
 from materialize.online.base import EncodedBatch, OnlineStore
+from materialize.online.redis.evidence import ask_position, evidence_of, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from redis.connection import Connection
 
+    from materialize.evidence import Facts
     from materialize.model import Retention
     from materialize.online.base import Outcomes
 
@@ -47,6 +50,16 @@ KEYS_PER_READ = 1_000
 CURSORS = 2**40
 #: A prefix takes part in patterns of SCAN, so it has no character that means something there.
 PREFIX = r"[A-Za-z0-9_.:-]+"
+#: Seconds that a run waits for replicas which nobody asked it to wait for.
+UNASKED_SECONDS = 1.0
+#: Our options in a URL that have a pattern: name, default, pattern, what is expected.
+CHECKED = (
+    ("replicas", None, r"\d", "how many replicas to wait for, 0 to 9"),
+    ("replicas_timeout", "10", r"\d{1,4}(\.\d+)?", "seconds such as 10"),
+    ("patience", "30", r"\d{1,4}(\.\d+)?", "seconds such as 30"),
+    ("eviction", None, "allow", "'allow', or nothing"),
+)
+OPTIONS = {"prefix", "timeout", *(name for name, *_ in CHECKED)}
 #: What write.lua returns for a key that holds something that is no record.
 FOREIGN = ord("3") - ord("0")
 #: Driver errors that pass by themselves. Asked in order after `REFUSED`: AuthenticationError is a ConnectionError.
@@ -55,8 +68,9 @@ REFUSED = (
     driver.AuthenticationWrongNumberOfArgsError,
     driver.AuthorizationError,
     driver.NoPermissionError,
-    driver.OutOfMemoryError,
 )
+#: The server has no memory and evicts nothing.
+FULL = (driver.OutOfMemoryError,)
 TRANSIENT = (
     driver.ConnectionError,
     driver.TimeoutError,
@@ -72,8 +86,10 @@ TRANSIENT = (
 class RedisStore(OnlineStore):
     """Records as plain string values on one Redis (6.2 or newer) or Valkey server.
 
-    *url*: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads it; of the query, ``prefix`` (default ``fs``) and
-    ``timeout`` (seconds to connect and to wait for an answer, default 5) are ours.
+    *url*: ``redis://``, ``rediss://`` or ``unix://`` as redis-py reads it; of the query, these are ours: ``prefix`` (default ``fs``),
+    ``timeout`` (seconds to connect and to wait for an answer, default 5), ``replicas`` (how many must have what a run wrote before it
+    is done), ``replicas_timeout`` (seconds to wait for them, default 10), ``patience`` (seconds to wait while the server has no
+    memory, default 30), ``eviction=allow`` (load a server that may evict keys).
     """
 
     #: A second connection keeps the server busy while the first one's request is built.
@@ -83,6 +99,11 @@ class RedisStore(OnlineStore):
         address, options = _split(url)
         self.location = mask_credentials(address)
         self.prefix, self.timeout = options["prefix"], float(options["timeout"])
+        self.replicas = int(options["replicas"]) if "replicas" in options else None
+        self.replicas_timeout, self.patience = float(options["replicas_timeout"]), float(options["patience"])
+        self.eviction_allowed = options.get("eviction") == "allow"
+        self.written: dict[str, int] = {}
+        self.lock = threading.Lock()
         self.pool = redis.ConnectionPool.from_url(
             address,
             protocol=2,
@@ -112,6 +133,7 @@ class RedisStore(OnlineStore):
             connection = self.pool.get_connection()
             try:
                 replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
+                self._wrote(connection)
             except BaseException:
                 connection.disconnect()  # type: ignore[no-untyped-call]  # unread replies must never answer a later request
                 raise
@@ -188,9 +210,59 @@ class RedisStore(OnlineStore):
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
         with self._translated(f"write the {name} of feature view {view!r} to"):
-            return bool(
+            done = bool(
                 self.cell_script(keys=[self._cell(view, name)], args=[new] if expected is None else [new, expected])
             )
+            with self._connection() as connection:
+                self._wrote(connection)
+            return done
+
+    def evidence(self) -> Facts | None:
+        with self._translated("ask what happened to"):
+            return {"server": evidence_of(self.client.info(), int(self.pool.connection_kwargs.get("db", 0) or 0))}
+
+    def positions(self) -> dict[str, int]:
+        with self.lock:
+            written, self.written = self.written, {}
+        return written
+
+    def settle(self, view: str) -> str:
+        seconds = UNASKED_SECONDS if self.replicas is None else self.replicas_timeout
+        with self._translated(f"wait for replicas with feature view {view!r} of"), self._connection() as connection:
+            cell, step = self._cell(view, "settled"), self.timeout / 2
+            have, wanted = settle(connection, cell, replicas=self.replicas, seconds=seconds, step=step)
+        if have >= wanted:
+            return ""
+        told = f"{have} of {wanted} replicas have it after {seconds:g} s"
+        if self.replicas is not None:
+            raise UnavailableError(
+                f"could not wait for replicas with feature view {view!r} of {self.location}: found that {told}, expected {wanted}"
+            )
+        return f"{told}: a failover now would take this run back, with its watermark"
+
+    def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
+        with self._translated(f"ask for the size of records of feature view {view!r} in"):
+            told: list[Any] = [self.client.memory_usage(self._key(view, key)) for key in keys]
+        sizes = [size for size in told if size]
+        return sum(sizes) / len(sizes) if sizes else None
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """A connection of the pool; given up where a reply may be unread."""
+        connection = self.pool.get_connection()
+        try:
+            yield connection
+        except BaseException:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+            raise
+        finally:
+            self.pool.release(connection)
+
+    def _wrote(self, connection: Connection) -> None:
+        """Remember where the writes of *connection* ended."""
+        history, offset = ask_position(connection)
+        with self.lock:
+            self.written[history] = max(offset, self.written.get(history, 0))
 
     def now_us(self, view: str) -> int:
         with self._translated(f"ask the time for feature view {view!r} of"):
@@ -216,6 +288,18 @@ class RedisStore(OnlineStore):
     def close(self) -> None:
         self.pool.disconnect()
 
+    def _figures(self) -> str:
+        """The server's memory and what to do, for a message."""
+        try:
+            info: dict[str, Any] = self.client.info("memory")
+            figures = f"It uses {info['used_memory']:,} of {info['maxmemory']:,} bytes. "
+        except driver.RedisError:
+            figures = ""
+        return (
+            f"{figures}Any part of the batch may be written; the watermark stays. Give the store more memory and run again: "
+            "the next run goes on from what is there."
+        )
+
     def _key(self, view: str, entity_key: bytes) -> bytes:
         return b"%b:%b:{%b}" % (self.prefix.encode(), view.encode(), entity_key)
 
@@ -229,7 +313,12 @@ class RedisStore(OnlineStore):
             yield
         except REFUSED as error:
             raise OnlineStoreError(
-                f"could not {doing} {self.location}: {_first_line(error)}. {_advice(error)}"
+                f"could not {doing} {self.location}: {_first_line(error)}. "
+                "Nothing was written. Check the user, the password and the ACL in the store's URL or connection."
+            ) from None
+        except FULL as error:
+            raise StoreFullError(
+                f"could not {doing} {self.location}: {_first_line(error)}. {self._figures()}"
             ) from None
         except TRANSIENT as error:
             raise UnavailableError(
@@ -245,7 +334,7 @@ def _split(url: str) -> tuple[str, dict[str, str]]:
     """The URL without our options, and our options."""
     parts = urlsplit(url)
     query = parse_qsl(parts.query)
-    ours = {name: value for name, value in query if name in {"prefix", "timeout"}}
+    ours = {name: value for name, value in query if name in OPTIONS}
     address = urlunsplit(parts._replace(query=urlencode([item for item in query if item[0] not in ours])))
     subject = f"online store {mask_credentials(address)}"
     prefix, timeout = ours.setdefault("prefix", "fs"), ours.setdefault("timeout", "5")
@@ -253,6 +342,11 @@ def _split(url: str) -> tuple[str, dict[str, str]]:
         raise ConfigError(f"{subject}: found the prefix {prefix!r}, expected letters, digits, '_', '-', '.' and ':'")
     if not re.fullmatch(r"\d{1,4}(\.\d+)?", timeout) or not float(timeout):
         raise ConfigError(f"{subject}: found the timeout {timeout!r}, expected seconds above 0 such as 5 or 0.5")
+    for name, default, pattern, wanted in CHECKED:
+        if (found := ours.get(name, default)) is not None:
+            if not re.fullmatch(pattern, found):
+                raise ConfigError(f"{subject}: found {name}={found!r}, expected {wanted}")
+            ours[name] = found
     return address, ours
 
 
@@ -295,9 +389,3 @@ def _read(connection: Connection) -> bytes:
 
 def _first_line(error: BaseException) -> str:
     return mask_credentials(str(error).partition("\n")[0]) or type(error).__name__
-
-
-def _advice(error: BaseException) -> str:
-    if isinstance(error, driver.OutOfMemoryError):
-        return "Any part of the batch may be written; the watermark stays. Give the store more memory and run again."
-    return "Nothing was written. Check the user, the password and the ACL in the store's URL or connection."
