@@ -10,9 +10,9 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from materialize import pipeline
+from materialize import lease, pipeline
 from materialize.cli import app
-from materialize.errors import ConfigError, MaterializeError, OnlineStoreError
+from materialize.errors import ConfigError, MaterializeError, OnlineStoreError, UnavailableError
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
 from materialize.pipeline import Run
@@ -55,11 +55,13 @@ def used_by_runs(server: servers.Server, store: RedisStore, table: Table) -> Non
         store.merge("other", batch, tie_wins=True, retention=FOREVER)
         store.merge("other", make_batch([Row(b"k", 9), Row(b"l", 9)]), tie_wins=True, retention=FOREVER)
         server.client.script_flush()
+    assert store.record_bytes("other", [b"k"])  # asked where a server has a limit of memory
     store.describe()
 
 
 def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> None:
     assert verify(table.view, store, RUN).compared == 2
+    assert lease.current(store, table.view.name) is None
 
 
 def used_by_readers(_server: servers.Server, store: RedisStore, table: Table) -> None:
@@ -99,7 +101,9 @@ def test_a_role_can_do_what_it_does(server: servers.Server, loaded: Table, role:
     assert denied(server) == []
 
 
-@pytest.mark.parametrize(("role", "command"), [(role, one) for role, all_of in ROLES.items() for one in all_of])
+@pytest.mark.parametrize(
+    ("role", "command"), [(role, one) for role, all_of in ROLES.items() for one in all_of if one != "wait"]
+)
 def test_no_command_is_superfluous(server: servers.Server, loaded: Table, role: str, command: str) -> None:
     server.client.script_flush()
 
@@ -107,6 +111,15 @@ def test_no_command_is_superfluous(server: servers.Server, loaded: Table, role: 
         USES[role](server, store, loaded)
 
     assert denied(server)
+
+
+def test_waiting_for_replicas_needs_wait(server: servers.Server) -> None:
+    url = f"{server.url}?replicas=1&replicas_timeout=0.01"
+    with store_of(server, "run", url=url) as store, pytest.raises(UnavailableError, match="0 of 1 replicas"):
+        store.settle("spending")
+    with store_of(server, "run", without="wait", url=url) as store, pytest.raises(OnlineStoreError):
+        store.settle("spending")
+    server.client.execute_command("ACL", "DELUSER", "materialize-run")
 
 
 @pytest.mark.parametrize("role", ["read", "verify"])

@@ -23,10 +23,10 @@ __all__ = ["PLACEHOLDER", "ROLES", "acl_line", "commands"]
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
 #: What every connection sends, and reads of records and cells (materialize.serving).
 READ = ("client|setname", "get", "mget")
-#: Further, what verify sends.
-VERIFY = (*READ, "scan")
-#: Further, what runs send; doctor sends INFO. The last three are sent by the scripts alone.
-RUN = (*VERIFY, "evalsha", "info", "script|load", "mset", "msetnx", "set")
+#: Further, what verify and status send.
+VERIFY = (*READ, "scan", "time")
+#: Further, what runs send; doctor sends INFO. The last two are sent by the scripts alone.
+RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", "mset", "msetnx")
 ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
 
 
