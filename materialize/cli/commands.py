@@ -43,6 +43,7 @@ ConfigDir = Annotated[Path, typer.Option("--config", envvar="MATERIALIZE_CONFIG"
 StoreName = Annotated[str | None, typer.Option("--store", help="One online store; every store of a view by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
+MaxSpeed = Annotated[bool, typer.Option("--max-speed", help="Do not hold back for readers of the store.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
 DEFAULT_CONFIG = Path("config")
 Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
@@ -58,11 +59,12 @@ def incremental(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    max_speed: MaxSpeed = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Bring what is new since the watermark online; the first time, the whole table."""
-    options = Options(config, store, as_json, verbose)
+    options = Options(config, store, as_json, verbose, max_speed)
     for_each(options, views, partial(_run, options, "incremental"))
 
 
@@ -72,11 +74,12 @@ def rebuild(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    max_speed: MaxSpeed = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
-    options = Options(config, store, as_json, verbose)
+    options = Options(config, store, as_json, verbose, max_speed)
     for_each(options, views, partial(_run, options, "rebuild"))
 
 
@@ -89,11 +92,12 @@ def backfill(
     store: StoreName = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    max_speed: MaxSpeed = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
-    options = Options(config, store, as_json, verbose)
+    options = Options(config, store, as_json, verbose, max_speed)
     interval = _interval(start, end)
     for_each(options, [view], partial(_plan if dry_run else _run, options, "backfill", interval=interval))
 
