@@ -42,6 +42,8 @@ SLOW_US, KEPT = 2_000, 100_000
 #: Seconds between two reads, and of reading an idle server.
 EVERY, IDLE = 0.002, 5.0
 QUANTILES = (0.5, 0.99, 0.999)
+#: What this process may use, before `apart` gives some of it to a server; a later server must not inherit what is left.
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
 
 
 def read(port: int, key: str) -> None:
@@ -88,15 +90,14 @@ def reader(server: Server, key: str) -> Iterator[dict[str, float]]:
 
 def apart(server: Server) -> bool:
     """Give the server a core of its own, where that is possible."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
-    if len(cores) < 2:
+    if len(CORES) < 2:
         return False
-    first = min(cores)
+    first = min(CORES)
     pid = server.client.info("server")["process_id"]
     for thread in Path(f"/proc/{pid}/task").iterdir():
         with suppress(ProcessLookupError):
             os.sched_setaffinity(int(thread.name), {first})
-    os.sched_setaffinity(0, cores - {first})
+    os.sched_setaffinity(0, CORES - {first})
     return True
 
 
@@ -190,7 +191,6 @@ def main() -> None:
     with servers.running_server(arguments.servers[0]) as server:
         setting = environment(server.name)
         alone = apart(server)
-    os.sched_setaffinity(0, range(os.cpu_count() or 1)) if alone else None
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         work = arguments.work or Path(made)
         sizes = {"entities": arguments.entities, "rows_per_entity": 1, "features": arguments.features}
@@ -206,7 +206,6 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
         for kind in arguments.servers:
-            os.sched_setaffinity(0, range(os.cpu_count() or 1)) if alone else None
             for line in lines(kind, table, ["max-speed", "5ms", f"{arguments.tight}ms"]):
                 print(line, flush=True)
 
