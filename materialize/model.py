@@ -246,12 +246,17 @@ class Prices:
 APPROVE_ABOVE_ROWS = 100_000_000
 
 
+#: Seconds that 99 of 100 reads of a store may take longer during a load than without one, unless its entry says otherwise.
+READ_P99 = 0.005
+
+
 @dataclass(frozen=True, slots=True)
 class OnlineStoreConfig:
     """One entry of ``online_stores.yaml``; the repr has no URL.
 
     ``url`` is empty when the Airflow connection ``connection`` holds it; `Config.online_store` gives it with its URL.
-    ``approve_above_rows``: a run of the backfill form that brings more rows to the store waits for a person.
+    ``approve_above_rows``: a run of the backfill form that brings more rows to the store waits for a person. ``read_p99``: seconds
+    that 99 of 100 reads may take longer during a load (docs/pacing.md), None: loads go at full speed.
     """
 
     name: str
@@ -261,6 +266,7 @@ class OnlineStoreConfig:
     tables: TableSettings = field(default_factory=TableSettings)
     prices: Prices | None = None
     approve_above_rows: int = APPROVE_ABOVE_ROWS
+    read_p99: float | None = READ_P99
 
     @property
     def masked_url(self) -> str:
@@ -341,11 +347,13 @@ class RunReport:
     deleted: int = 0  # entities online whose rows are gone
     bytes: int = 0  # keys and values sent
     seconds: float = 0.0
+    held_back: float = 0.0  # seconds that writing rested for the store's readers
     event_us: int | None = None  # greatest event time read
     run_id: str = ""
     interval: str | None = None
     reason: str = ""  # why the run took the path it took
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
+    probe: dict[str, dict[str, float]] = field(default_factory=dict)  # what reads took: materialize.pacing.Pacer
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

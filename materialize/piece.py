@@ -30,6 +30,7 @@ from materialize.offline import (
 )
 from materialize.online.base import HEADER
 from materialize.order import NO_FLOOR, stamp
+from materialize.pacing import Pacer
 from materialize.plan import cut
 from materialize.removal import remove
 from materialize.writer import Writer
@@ -58,7 +59,8 @@ class PieceReport:
     """What one piece of a run did, and while it is written, what it did so far; the counters of RunReport.
 
     ``event_us``: greatest event time read. ``positions``: where the piece's writes ended (`OnlineStore.positions`). ``lost``: rows
-    of a small sample of those written that were not there when they were read back.
+    of a small sample of those written that were not there when they were read back. ``held_back`` (seconds) and ``probe``: as
+    `materialize.pacing.Pacer` has them.
     """
 
     rows_read: int = 0
@@ -72,6 +74,8 @@ class PieceReport:
     bytes: int = 0
     seconds: float = 0.0
     event_us: int | None = None
+    held_back: float = 0.0
+    probe: dict[str, dict[str, float]] = field(default_factory=dict)
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     lost: int = 0
@@ -154,16 +158,18 @@ def write_piece(
     started, report = time.monotonic(), PieceReport()
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
-    with Writer(store, progress) as writer:
-        for keys, part in _batches(work, read(work)):
-            floor = part.call.floor
-            batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
-            writer.submit(batch, part.call.write)
-    for entities in work.gone:
-        report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
+    with Pacer(store, view.name) as pacer:
+        with Writer(store, progress) as writer:
+            for keys, part in _batches(work, read(work)):
+                floor = part.call.floor
+                batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
+                writer.submit(batch, part.call.write)
+        for entities in work.gone:
+            report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.positions, report.lost = store.positions(), readback.missing(view, store, writer.sample, now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
     report.entities = report.stale + report.written + report.unchanged + report.expired
+    report.held_back, report.probe = pacer.held_back, pacer.probe
     report.bytes, report.seconds = writer.nbytes, time.monotonic() - started
     log.info("wrote piece view=%s store=%s piece=%s/%s %s", view.name, plan.store, piece + 1, plan.pieces, report)
     return report

@@ -20,6 +20,7 @@ from materialize.lease import Terms, held_by
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
 from materialize.offline import changes_since, open_table, total_rows
 from materialize.order import ERASED, GENERATION, stamp
+from materialize.pacing import merged
 from materialize.piece import PieceReport, no_progress, write_piece
 from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
 from materialize.removal import sweep
@@ -349,6 +350,8 @@ def _summed(plan: Plan, pieces: Sequence[PieceReport], swept: int) -> RunReport:
         from_version=plan.from_version,
         to_version=plan.to_version,
         seconds=sum(piece.seconds for piece in pieces),
+        held_back=round(sum(piece.held_back for piece in pieces), 3),
+        probe=merged(piece.probe for piece in pieces),
         event_us=_greatest(*(piece.event_us for piece in pieces)),
         run_id=plan.run_id,
         interval=None if plan.interval is None else str(plan.interval),

@@ -39,6 +39,7 @@ class Writer:
     """
 
     def __init__(self, store: OnlineStore, progress: Callable[[int], None]) -> None:
+        self.store = store
         self.pool = ThreadPoolExecutor(store.parallel_writes, thread_name_prefix="materialize-write")
         self.progress = progress
         self.limit = store.parallel_writes + 1
@@ -87,6 +88,8 @@ class Writer:
                 self._collect()
         finally:
             self.over.set()
+            if error is not None:
+                self.store.brake.release()
             self.pool.shutdown(wait=True, cancel_futures=True)
             for _, _, future in self.pending:
                 if not future.cancelled() and future.exception() is None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PASSWORD = "s3cret-p4ss"
 REPORT_KEYS = {
     *("view", "store", "mode", "from_version", "to_version", "rows_read", "entities", "written"),
-    *("stale", "expired", "quarantined", "deleted", "bytes", "seconds"),
+    *("stale", "expired", "quarantined", "deleted", "bytes", "seconds", "held_back", "probe"),
 }
 DAY = 24 * 60
 
@@ -161,6 +161,18 @@ def test_incremental_reports_one_json_object_per_view_and_store(project: Project
     assert report["written"] == 2
     assert report["bytes"] > 0
     assert report["seconds"] >= 0
+
+
+def test_max_speed_measures_no_reads(tmp_path: Path, valkey: servers.Server) -> None:
+    (tmp_path / "project").mkdir()
+    project = Project(tmp_path / "project", valkey.url)
+    project.table.append(past("a"))
+
+    (paced,) = reports(project, "incremental")
+    (unpaced,) = reports(project, "rebuild", "--max-speed")
+
+    assert paced["probe"]["before"]["reads"] > 0
+    assert (unpaced["probe"], unpaced["held_back"], unpaced["written"]) == ({}, 0.0, 1)
 
 
 def test_json_is_alone_on_standard_output(project: Project) -> None:

@@ -26,6 +26,7 @@ from materialize.config import (
 from materialize.config.yaml import parse
 from materialize.errors import ConfigError
 from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
+from materialize.online import open_store
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -620,6 +621,14 @@ def test_folder_in_the_place_of_a_file_is_a_problem(folder: Path) -> None:
 # Problems of stores ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("entry", "read_p99"), [("", 0.005), (", pace: 20ms", 0.02), (", pace: max-speed", None)])
+def test_a_store_opens_with_its_pace(folder: Path, entry: str, read_p99: float | None) -> None:
+    (folder / "online_stores.yaml").write_text(f"default: {{url: 'redis://localhost'{entry}}}\n")
+
+    with open_store(load(folder).online_store("default")) as store:
+        assert store.read_p99 == read_p99
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -629,7 +638,10 @@ def test_folder_in_the_place_of_a_file_is_a_problem(folder: Path) -> None:
         ("default: {url: 'memory://', connection: a}", "default: expected either url or connection, found both"),
         ("default: {url: 7}", "default.url: expected the URL of an online store, found 7"),
         ("default: {url: 'memory://', approve_above_rows: 0}", "default.approve_above_rows: expected the rows of a run of the backfill form that nobody has to approve, such as 1000000, found 0"),
-        ("default: {uri: x}", "default.uri: unknown key, expected one of url, connection, pool, tables, prices, approve_above_rows (did you mean 'url'?)"),
+        ("default: {url: 'redis://a', pace: fast}", "default.pace: expected milliseconds of read p99 such as 5ms, or max-speed, found other text"),
+        ("default: {url: 'redis://a', pace: 0ms}", "default.pace: expected milliseconds of read p99 such as 5ms, or max-speed, found other text"),
+        ("default: {url: 'memory://', pace: 5ms}", "default.pace: unknown key, expected with a redis://, rediss:// or unix:// URL only"),
+        ("default: {uri: x}", "default.uri: unknown key, expected one of url, connection, pool, tables, prices, approve_above_rows, pace (did you mean 'url'?)"),
         ("default: {url: 'redis://'}", "default.url: expected SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE] with special characters of the password percent-encoded, found a URL of another form"),
         ("default: {url: 'redis://a/x'}", "default.url: expected SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE] with a number as the database, found other text"),
         ("default: {url: 'sqlite://online.db'}", "default.url: expected sqlite:///relative/path.db or sqlite:////absolute/path.db (memory:// for none), found another URL"),

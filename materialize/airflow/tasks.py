@@ -315,7 +315,18 @@ def position(mark: Watermark | None) -> dict[str, Any] | None:
 
 def event_extra(report: dict[str, Any]) -> dict[str, Any]:
     """What an asset event tells about a run; *report* is what `told` returned."""
-    names = ("view", "store", "mode", "from_version", "to_version", "event_us", "interval", "run_id", "seconds")
+    names = (
+        "view",
+        "store",
+        "mode",
+        "from_version",
+        "to_version",
+        "event_us",
+        "interval",
+        "run_id",
+        "seconds",
+        "held_back",
+    )
     return {name: report[name] for name in (*names, *COUNTERS, "watermark")}
 
 

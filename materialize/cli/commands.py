@@ -43,6 +43,7 @@ ConfigDir = Annotated[Path, typer.Option("--config", envvar="MATERIALIZE_CONFIG"
 StoreName = Annotated[str | None, typer.Option("--store", help="One online store; every store of a view by default.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
+MaxSpeed = Annotated[bool, typer.Option("--max-speed", help="Do not hold back for readers of the store.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
 Force = Annotated[bool, typer.Option("--force", help="Do it although a check of source or store says no.")]
 DEFAULT_CONFIG = Path("config")
@@ -69,11 +70,12 @@ def incremental(
     *,
     wait: Wait = "0s",
     force: Force = False,
+    max_speed: MaxSpeed = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Bring what is new since the watermark online; the first time, the whole table."""
-    options = Options(config, store, as_json, verbose)
+    options = Options(config, store, as_json, verbose, max_speed)
     for_each(options, views, partial(_run, options, "incremental", wait=seconds(wait), force=force))
 
 
@@ -85,11 +87,12 @@ def rebuild(
     *,
     wait: Wait = "0s",
     force: Force = False,
+    max_speed: MaxSpeed = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
-    options = Options(config, store, as_json, verbose)
+    options = Options(config, store, as_json, verbose, max_speed)
     for_each(options, views, partial(_run, options, "rebuild", wait=seconds(wait), force=force))
 
 
@@ -103,11 +106,12 @@ def backfill(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     force: Force = False,
+    max_speed: MaxSpeed = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
-    options = Options(config, store, as_json, verbose)
+    options = Options(config, store, as_json, verbose, max_speed)
     interval = _interval(start, end)
     do = partial(_plan, options) if dry_run else partial(_run, options, force=force)
     for_each(options, [view], partial(do, "backfill", interval=interval))

@@ -92,9 +92,10 @@ def print_report(report: RunReport, *, as_json: bool) -> None:
     if report.from_version is not None:
         versions = f"from version {report.from_version} {versions}"
     counts = ", ".join(f"{name} {report.counts[name]:,}" for name in SHOWN)
+    held_back = f", held back {report.held_back:.2f} s" if report.held_back else ""
     rate = report.entities / report.seconds if report.seconds else 0
     output.print(
-        f"{report.view} -> {report.store}: {report.mode} {versions}: {counts}, {report.seconds:.2f} s, {rate:,.0f} entities/s",
+        f"{report.view} -> {report.store}: {report.mode} {versions}: {counts}, {report.seconds:.2f} s{held_back}, {rate:,.0f} entities/s",
         markup=False,
     )
     for reason, rows in report.quarantine_reasons.items():

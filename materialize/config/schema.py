@@ -13,6 +13,7 @@ from materialize.config.connections import checked_url
 from materialize.config.document import one_of
 from materialize.model import (
     APPROVE_ABOVE_ROWS,
+    READ_P99,
     FeatureType,
     FeatureView,
     OnlineStoreConfig,
@@ -34,6 +35,8 @@ NAME, NAME_RULE = r"[a-z][a-z0-9_]{0,62}", "a name of at most 63 lower-case lett
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 #: One hundred years: beyond it, event times plus durations leave what a timestamp can hold.
 LONGEST = timedelta(days=36_500)
+#: The URLs of stores whose reads are measured during a load (OnlineStore.open_probe).
+MEASURED = ("redis", "unix")
 #: In percent.
 WHOLE = 100
 
@@ -53,6 +56,15 @@ def _percentage(value: object) -> float:
     if match is None or float(match[1]) > WHOLE:
         raise ValueError("a percentage such as 0.1%")
     return float(match[1]) / WHOLE
+
+
+def _pace(value: object) -> float | None:
+    if value == "max-speed":
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,3})ms", str(value), flags=re.ASCII)
+    if match is None:
+        raise ValueError("milliseconds of read p99 such as 5ms, or max-speed")
+    return int(match[1]) / 1000
 
 
 def _feature_type(value: object) -> FeatureType:
@@ -123,6 +135,7 @@ class StoreKeys(Keys):
         APPROVE_ABOVE_ROWS,
         description="the rows of a run of the backfill form that nobody has to approve, such as 1000000",
     )
+    pace: Annotated[float | None, PlainValidator(_pace)] = Field(READ_P99, description="")
 
 
 class TableKeys(Keys):
@@ -239,7 +252,7 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
         try:
             url = checked_url(keys.url, root) if keys.url else ""
             stores[name] = OnlineStoreConfig(
-                name, url, keys.connection, keys.pool, tables, prices, keys.approve_above_rows
+                name, url, keys.connection, keys.pool, tables, prices, keys.approve_above_rows, keys.pace
             )
         except ValueError as error:
             what, _, found = str(error).removeprefix("expected ").partition(", found ")
@@ -251,8 +264,10 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
 
 
 def _settings(document: Document, keys: StoreKeys, name: str) -> tuple[TableSettings, Prices | None]:
-    """What DynamoDB alone has."""
+    """What DynamoDB alone has; and that only a store whose reads are measured has a pace."""
     tables, prices = TableSettings(), None
+    if "pace" in keys.model_fields_set and keys.url is not None and not keys.url.startswith(MEASURED):
+        document.add((name, "pace"), "unknown key, expected with a redis://, rediss:// or unix:// URL only")
     for given, of in (("tables", TableKeys), ("prices", PriceKeys)):
         data = getattr(keys, given)
         if data is None:

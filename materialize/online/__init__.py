@@ -27,7 +27,9 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
     if scheme in {"redis", "rediss", "unix"}:
         from materialize.online.redis import RedisStore
 
-        return RedisStore(config.url)
+        store = RedisStore(config.url)
+        store.read_p99 = config.read_p99
+        return store
     if scheme == "dynamodb":
         from materialize.online.dynamodb import DynamoDbStore
 

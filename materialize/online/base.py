@@ -6,9 +6,12 @@ import struct
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from materialize.errors import OnlineStoreError
+from materialize.model import READ_P99
+from materialize.online.pace import Brake
 from materialize.order import Record
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from materialize.evidence import Facts
     from materialize.model import FeatureView, Mode, Retention
+    from materialize.online.pace import Probe
 
     Outcomes = npt.NDArray[np.uint8]
 
@@ -101,6 +105,13 @@ class OnlineStore(ABC):
     eviction_allowed: bool = False
     #: Seconds that a write waits while the store has no memory.
     patience: float = 30.0
+    #: Loads that make 99 of 100 reads take so many seconds longer are held back (`materialize.pacing`); None: none is.
+    read_p99: float | None = READ_P99
+
+    @cached_property
+    def brake(self) -> Brake:
+        """Where writes rest between calls. `materialize.pacing` puts one of its own here for the time of a load."""
+        return Brake()
 
     @abstractmethod
     def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:
@@ -190,6 +201,10 @@ class OnlineStore(ABC):
     def setup(self, view: str) -> list[str]:  # noqa: ARG002 - most stores need nothing
         """Make what the store needs before the first run of *view*, or what of it is lacking. Returns: what was done."""
         return []
+
+    def open_probe(self, view: str) -> Probe | None:  # noqa: ARG002 - most stores have none
+        """What measures the reads of *view*, without touching the network yet. None: its loads are not paced by that."""
+        return None
 
     def estimate(self, view: FeatureView, rows: int, mode: Mode | Literal["verify"], *, first: bool) -> dict[str, Any]:  # noqa: ARG002 - most stores cost nothing per row
         """What a run of *mode* that brings at most *rows* costs, or a full comparison with them, as facts for people.

@@ -25,6 +25,7 @@ from materialize.errors import ConfigError, OnlineStoreError, StoreFullError, Un
 from materialize.model import mask_credentials
 from materialize.online.base import EncodedBatch, OnlineStore
 from materialize.online.redis.evidence import ask_position, evidence_of, settle
+from materialize.online.redis.probe import RedisProbe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -167,13 +168,18 @@ class RedisStore(OnlineStore):
         )
 
     def _pipeline(self, connection: Connection, requests: Iterator[bytes]) -> bytes:
-        """Send all requests with bounded bytes in flight and read every reply, in order."""
+        """Send all requests with bounded bytes in flight, one by one while the brake is on, and read every reply, in order."""
         replies: list[bytes] = []
         in_flight: deque[int] = deque()
+        sent = self.brake.clock()
         for request in requests:
-            while in_flight and sum(in_flight) + len(request) > BYTES_IN_FLIGHT:
+            window = BYTES_IN_FLIGHT if self.brake.free else 0
+            while in_flight and sum(in_flight) + len(request) > window:
                 in_flight.popleft()
                 replies.append(_read(connection))
+            if not in_flight:
+                self.brake.rest(self.brake.clock() - sent)
+                sent = self.brake.clock()
             connection.send_packed_command([request], check_health=False)  # type: ignore[no-untyped-call]
             in_flight.append(len(request))
         replies += [_read(connection) for _ in in_flight]
@@ -268,6 +274,10 @@ class RedisStore(OnlineStore):
         with self._translated(f"ask the time for feature view {view!r} of"):
             seconds, microseconds = self.client.time()
         return int(seconds) * 1_000_000 + int(microseconds)
+
+    def open_probe(self, view: str) -> RedisProbe:
+        connection = self.pool.make_connection()
+        return RedisProbe(connection, self._cell(view, "watermark"), self._translated)
 
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""
