@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -28,7 +29,7 @@ from materialize.retry import with_retry
 from materialize.store_check import after_writes, before_writes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from materialize.model import FeatureView, Interval, Mode
     from materialize.offline import Change, OfflineTable
@@ -74,7 +75,12 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
 
     After it returns, each entity online equals its latest storable row at the report's ``to_version``.
     """
-    return _whole(view, store, run, "incremental")
+    with _begun(view, store, run, "incremental") as (held, plan):
+        pieces = [
+            write_piece(view, store, plan, piece, now=held.now(), progress=held.progress)
+            for piece in range(plan.pieces)
+        ]
+        return commit(view, store, plan, pieces, now=held.now())
 
 
 def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval) -> RunReport:
@@ -90,19 +96,22 @@ def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval
 
 def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
-    return _whole(view, store, run, "rebuild")
-
-
-def _whole(view: FeatureView, store: OnlineStore, run: Run, mode: Literal["incremental", "rebuild"]) -> RunReport:
-    """Plan, begin, write every piece and commit, while holding the view's lease."""
-    with held_by(run, store, view.name, mode) as held:
-        made = make_plan(view, store, mode=mode, store_name=run.store_name, run_id=run.run_id, force=run.force)
-        plan = begin(view, store, made, now=held.now())
+    with _begun(view, store, run, "rebuild") as (held, plan):
         pieces = [
             write_piece(view, store, plan, piece, now=held.now(), progress=held.progress)
             for piece in range(plan.pieces)
         ]
         return commit(view, store, plan, pieces, now=held.now())
+
+
+@contextmanager
+def _begun(
+    view: FeatureView, store: OnlineStore, run: Run, mode: Literal["incremental", "rebuild"]
+) -> Iterator[tuple[Run, Plan]]:
+    """Within it the view's lease is held; gives the run that looks after it, and its plan, begun."""
+    with held_by(run, store, view.name, mode) as held:
+        made = make_plan(view, store, mode=mode, store_name=run.store_name, run_id=run.run_id, force=run.force)
+        yield held, begin(view, store, made, now=held.now())
 
 
 def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) -> RunReport:
