@@ -276,8 +276,7 @@ class RedisStore(OnlineStore):
         return int(seconds) * 1_000_000 + int(microseconds)
 
     def open_probe(self, view: str) -> RedisProbe:
-        connection = self.pool.make_connection()
-        return RedisProbe(connection, self._cell(view, "watermark"), self._translated)
+        return RedisProbe(self.pool.make_connection(), self._cell(view, "watermark"), self._translated)
 
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""
