@@ -4,7 +4,6 @@ Results go to standard output, talk to standard error. Exit codes: 0 done, 1 fai
 stopped by SIGTERM and by Ctrl-C: what is being written is finished, a second signal kills at once.
 """
 
-from materialize.cli import upkeep as upkeep  # adds its commands
 from materialize.cli.commands import app, main
 
 __all__ = ["app", "main"]

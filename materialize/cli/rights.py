@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from materialize.cli.options import DEFAULT_CONFIG, ConfigDir
 from materialize.cli.show import talk
 from materialize.cli.targets import Options, for_store, usage_error
 
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["acl", "iam_policy"]
 
-ConfigDir = Annotated[Path, typer.Option("--config", envvar="MATERIALIZE_CONFIG", help="The config folder.")]
 StoreName = Annotated[str | None, typer.Option("--store", help="One online store; 'default' by default.")]
-DEFAULT_CONFIG = Path("config")
 REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
 
 

@@ -1,44 +1,212 @@
-"""A command in, its run out: the id, how long it waits for another run of the view; and who that is."""
+"""The commands that run over views: incremental, rebuild, backfill, bulk-load, plan, verify."""
 
 from __future__ import annotations
 
-import re
 import uuid
-from typing import TYPE_CHECKING, Annotated
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from signal import SIGINT, SIGTERM
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from materialize.model import UNIT_SECONDS
+from materialize import metrics
+from materialize.cli.options import (
+    DEFAULT_CONFIG,
+    AsJson,
+    ConfigDir,
+    Force,
+    MaxSpeed,
+    Moment,
+    StoreName,
+    Verbose,
+    View,
+    Views,
+    Wait,
+    interval,
+    seconds,
+)
+from materialize.cli.show import INTERNAL, print_facts, print_report, talk
+from materialize.cli.targets import Options, Target, for_each
+from materialize.errors import MismatchError
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
+    from collections.abc import Callable, Iterator
 
-    from materialize.cli.targets import Target
+    from materialize.model import Interval, Mode
     from materialize.pipeline import Run
 
-__all__ = ["Wait", "holder", "new_run", "seconds"]
+__all__ = ["backfill", "bulk_load", "incremental", "new_run", "now", "plan", "rebuild", "verify", "watched"]
+
+Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
 
 
-Wait = Annotated[str, typer.Option(metavar="5m", help="How long to wait for another run; not at all by default.")]
-
-
-def seconds(text: str) -> float:
-    """A duration such as ``5m``. Ends with exit code 2 for anything else."""
-    match = re.fullmatch(r"(\d{1,9})([smhd])", text, flags=re.ASCII)
-    if match is None:
-        raise typer.BadParameter(f"found {text!r}, expected a duration such as 90s, 5m or 1h")
-    return float(int(match[1]) * UNIT_SECONDS[match[2]])
-
-
-def new_run(
-    target: Target,
-    now: Callable[[], datetime],
-    progress: Callable[[int], None],
+def incremental(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
     *,
-    wait: float = 0.0,
-    force: bool = False,
-) -> Run:
+    wait: Wait = "0s",
+    force: Force = False,
+    max_speed: MaxSpeed = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Bring what is new since the watermark online; the first time, the whole table."""
+    options = Options(config, store, as_json, verbose, max_speed)
+    for_each(options, views, partial(_run, options, "incremental", wait=seconds(wait), force=force))
+
+
+def rebuild(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    wait: Wait = "0s",
+    force: Force = False,
+    max_speed: MaxSpeed = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
+    options = Options(config, store, as_json, verbose, max_speed)
+    for_each(options, views, partial(_run, options, "rebuild", wait=seconds(wait), force=force))
+
+
+def backfill(
+    view: View,
+    start: Moment,
+    end: Moment,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    force: Force = False,
+    max_speed: MaxSpeed = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
+    options = Options(config, store, as_json, verbose, max_speed)
+    do = partial(_plan, options) if dry_run else partial(_run, options, force=force)
+    for_each(options, [view], partial(do, "backfill", interval=interval(start, end)))
+
+
+def plan(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Say what an incremental run would do, and why. Writes nothing."""
+    options = Options(config, store, as_json, verbose)
+    for_each(options, views, partial(_plan, options, "incremental"))
+
+
+def bulk_load(
+    view: View,
+    location: Annotated[
+        str, typer.Argument(metavar="s3://BUCKET/PREFIX", help="Where the files go, for an hour or so.")
+    ],
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Load a view for the first time by files that DynamoDB reads itself: a fifth of the price. Other runs stay as they are."""
+    options = Options(config, store, as_json, verbose)
+    for_each(options, [view], partial(_run, options, "bulk_load", location=location))
+
+
+def verify(
+    views: Views = None,
+    config: ConfigDir = DEFAULT_CONFIG,
+    store: StoreName = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Compare every entity, not a sample.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compare every entity, and write those that differ again.")
+    ] = False,
+    confidence: Share = 0.99,
+    smallest: Share = 0.001,
+    keys: Annotated[bool, typer.Option("--keys", help="Print the entity key of each that differs.")] = False,
+    as_json: AsJson = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Compare what readers see with the table; exit code 1 if more differs than the view's verify.max_mismatched.
+
+    The size of a sample follows from --confidence, the probability to find a problem that a share of --smallest of the entities has.
+    """
+    from materialize.verify import sample_size
+
+    options = Options(config, store, as_json, verbose)
+    sample = None if full or repair else sample_size(confidence, smallest)
+    for_each(options, views, partial(_verify, options, sample=sample, repair=repair, keys=keys))
+
+
+# --- what a command does for one target; heavy imports are inside, so that --help is quick ---------------------------------
+
+
+def _run(
+    options: Options, kind: Literal["incremental", "backfill", "rebuild", "bulk_load"], target: Target, **more: Any
+) -> None:
+    """*more*: what this kind of run wants beside view, store and run."""
+    from materialize import pipeline
+
+    line = watched(f"{kind} {target.view.name} -> {target.store_name}")
+    with metrics.observed(target.view.name, target.store_name, now), line as progress:
+        run = new_run(target, progress, wait=more.pop("wait", 0.0), force=more.pop("force", False))
+        report = getattr(pipeline, kind)(target.view, target.store, run, **more)
+    print_report(report, as_json=options.as_json)
+
+
+def _verify(options: Options, target: Target, *, sample: int | None, repair: bool, keys: bool) -> None:
+    from materialize.verify import mismatch, verify
+
+    with watched(f"verify {target.view.name} in {target.store_name}") as progress:
+        report = verify(target.view, target.store, new_run(target, progress), sample=sample, repair=repair)
+    print_facts(report.to_dict(), as_json=options.as_json)
+    if keys:
+        for problem, those in report.keys.items():
+            for key in those:
+                print_facts({**target.names, "problem": problem, "key": key.decode()}, as_json=options.as_json)
+    if message := mismatch(report, target.view.verify.max_mismatched):
+        raise MismatchError(message)
+
+
+def _plan(options: Options, mode: Mode, target: Target, *, interval: Interval | None = None) -> None:
+    from materialize import pipeline
+
+    made = pipeline.make_plan(
+        target.view, target.store, mode=mode, store_name=target.store_name, run_id="plan", interval=interval
+    )
+    facts = {name: value for name, value in made.to_dict().items() if name not in INTERNAL}
+    cost = target.store.estimate(target.view, made.rows, mode, first=made.watermark is None)
+    print_facts(facts | cost, as_json=options.as_json)
+
+
+@contextmanager
+def watched(doing: str) -> Iterator[Callable[[int], None]]:
+    """A line on the terminal that says how many entities are done, which is told by what this gives; and an orderly end on a signal."""
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
+    bar = Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal)
+    with bar, stop_on(SIGINT, SIGTERM) as count:
+        task = bar.add_task(doing, total=None)
+
+        def progress(entities: int) -> None:
+            count(entities)
+            bar.advance(task, entities)
+
+        yield progress
+
+
+def new_run(target: Target, progress: Callable[[int], None], *, wait: float = 0.0, force: bool = False) -> Run:
     """A run of its own id."""
     from materialize.lease import Terms
     from materialize.pipeline import Run
@@ -46,9 +214,5 @@ def new_run(
     return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", now, progress, Terms(wait=wait), force)
 
 
-def holder(target: Target) -> str | None:
-    """The run that holds the view in the store now, for people; None: nobody."""
-    from materialize.lease import current
-
-    held = current(target.store, target.view.name)
-    return None if held is None else str(held)
+def now() -> datetime:
+    return datetime.now(timezone.utc)

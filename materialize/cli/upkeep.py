@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from materialize.cli.commands import DEFAULT_CONFIG, AsJson, ConfigDir, StoreName, Verbose, View, app
+from materialize.cli.options import DEFAULT_CONFIG, AsJson, ConfigDir, Keys, StoreName, Verbose, View
 from materialize.cli.show import print_facts, print_json
 from materialize.cli.targets import Options, Target, for_each, usage_error
 from materialize.process import here, person
@@ -22,13 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["forget", "release"]
 
 
-@app.command()
 def forget(
     view: View,
-    keys: Annotated[
-        list[str],
-        typer.Argument(metavar="KEY...", help="Entity keys; a composite key as a|b, a '|' in a value as %7C."),
-    ],
+    keys: Keys,
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
@@ -49,7 +45,6 @@ def forget(
                 _print_receipt(view, key, told, file, as_json=as_json)
 
 
-@app.command()
 def release(
     view: View,
     config: ConfigDir = DEFAULT_CONFIG,
