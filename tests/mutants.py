@@ -210,13 +210,13 @@ MUTANTS = (
     Mutant(
         "watermark moved before the write",
         "pipeline.py",
-        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id)\n",
+        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id, positions=plan.positions | store.positions())\n",
         "    if not plan.snapshot:\n"
         "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
         "            early = Watermark.from_json(plan.watermark)\n"
         "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
         "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
-        "        return replace(plan, schema_id=schema_id)\n",
+        "        return replace(plan, schema_id=schema_id, positions=plan.positions | store.positions())\n",
     ),
     Mutant(
         "unfinished rebuild not remembered",

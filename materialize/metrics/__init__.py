@@ -197,9 +197,10 @@ def _emit(where: tuple[str, str], points: Sequence[Point]) -> None:
 
 def _telemetry() -> bool:
     """Whether somebody set up OpenTelemetry in this process, or asked for it by the standard variables."""
-    return "opentelemetry.sdk.metrics" in sys.modules or any(
-        os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "METRICS_")
-    )
+    if any(os.environ.get(f"OTEL_EXPORTER_OTLP_{kind}ENDPOINT") for kind in ("", "METRICS_")):
+        return True
+    api = sys.modules.get("opentelemetry.metrics")  # redis-py imports it, and the SDK, so that alone says nothing
+    return api is not None and hasattr(api.get_meter_provider(), "force_flush")
 
 
 def _told(error: Exception) -> str:
