@@ -256,9 +256,12 @@ def held_by(run: Run, store: OnlineStore, view: str, mode: str) -> Iterator[Run]
     """Hold the lease of *view* in *store* for *run*, a `materialize.pipeline.Run`. Gives the run that looks after it.
 
     The lease is checked whenever that run asks for the time, which it does before each piece and before the commit, and whenever it
-    tells its progress, which it does after each finished write.
+    tells its progress, which it does after each finished write. A run whose ``lease`` is None is part of one that holds it.
     """
     asked: Any = run  # its class is of a layer above
+    if asked.lease is None:
+        yield run
+        return
     with holding(store, view, asked.run_id, mode, asked.lease) as held:
 
         def now() -> Any:

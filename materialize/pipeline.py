@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Run:
     """Who runs: the store's name in the config, an id for reports and the watermark, a clock in UTC, who watches, and
-    for how long it holds the view's lease and waits for another run.
+    for how long it holds the view's lease and waits for another run (None: whoever calls holds it).
 
     ``progress`` is called with the number of entities that each finished write call handled. ``force``: do it although a check says no.
     """
@@ -63,7 +63,7 @@ class Run:
     run_id: str
     now: Callable[[], datetime]
     progress: Callable[[int], None] = no_progress
-    lease: Terms = field(default_factory=Terms)
+    lease: Terms | None = field(default_factory=Terms)
     force: bool = False
 
 
@@ -198,7 +198,7 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | 
     leaves the watermark without a version: the next incremental run does the snapshot.
     """
     moment = now or datetime.now(timezone.utc)
-    plan = before_writes(view, store, plan, Run(plan.store, plan.run_id, lambda: moment))
+    plan = before_writes(view, store, plan, Run(plan.store, plan.run_id, lambda: moment, lease=None))
     schema_id = with_retry(partial(watermark.register_schema, store, view)) if plan.pieces else 0
     if not plan.snapshot:
         return replace(plan, schema_id=schema_id, positions=plan.positions | store.positions())

@@ -227,8 +227,8 @@ MUTANTS = (
     Mutant(
         "overtaken run moves the watermark",
         "watermark.py",
-        "store.compare_and_set_cell(view, WATERMARK, None if expected is None else expected.encode(), text.encode())",
-        "store.compare_and_set_cell(view, WATERMARK, store.read_cell(view, WATERMARK), text.encode())",
+        "    if _oldest(store, view, copies) == expected and store",
+        "    if store",
     ),
     Mutant("new feature only for new rows", "plan.py", "    if changed is not None:\n", "    if False:\n"),
     Mutant(
@@ -254,7 +254,11 @@ MUTANTS = (
             ("newer records compared", '.then(pl.lit("newer"))', ".then(pl.lit(None))"),
             ("any tied row accepted", "MAY_BE_LATEST = NEWEST |", "MAY_BE_LATEST = ~NEWEST | NEWEST |"),
             ("tied rows not looked at", "if suspects.is_empty():", "if True:"),
-            ("repair in the old generation", 'if not bad.filter(pl.col("floor") >= at).is_empty():', "if False:"),
+            (
+                "repair in the old generation",
+                'if bad.filter(pl.col("floor") >= stamp(plan.generation, plan.to_version)).is_empty():',
+                "if True:",
+            ),
             ("repair of every entity", 'bad.filter(pl.col("problem") != "extra")["key"])', 'found["key"])'),
             ("expired rows are seen", "due_held + view.ttl_us > now_us", "due_held + view.ttl_us > 0"),
             (

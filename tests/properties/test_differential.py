@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+import materialize
 from tests.dynamodb_local import REGION
 from tests.mutants import MUTANTS, copied, played, tried
 from tests.object_store import BUCKET
@@ -15,7 +17,6 @@ from tests.properties.storage import Bucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests import servers
     from tests.dynamodb_local import DynamoDbLocal
@@ -71,6 +72,11 @@ def test_random_histories_of_tables_on_s3_end_right(object_store: ObjectStore, p
         return Bucket(object_store.client, BUCKET, f"history-{seed}", object_store.options)
 
     play_windows("memory://", store=3, part=part, windows=WINDOWS // 25 // 2, storage=in_bucket)
+
+
+def test_every_planted_bug_has_its_place_in_the_code() -> None:
+    package = Path(materialize.__file__).parent
+    assert [mutant.name for mutant in MUTANTS if mutant.there not in (package / mutant.file).read_text()] == []
 
 
 @pytest.mark.parametrize("name", QUICK)
