@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, 
 
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
+from materialize.config.limits import connection_problem, source_problem
 from materialize.model import (
     APPROVE_ABOVE_ROWS,
     FeatureType,
@@ -180,6 +181,13 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
             document.expected(("online_stores", position), one_of(stores, store), store)
         if store in listed[:position]:
             document.twice(("online_stores", position), store)
+    if keys is not None:
+        for key, expected in (
+            ("source", source_problem(keys.source, root)),
+            ("source_connection", connection_problem(keys.source_connection)),
+        ):
+            if expected:
+                document.expected((key,), expected, getattr(keys, key))
     verify = None if keys is None else _verification(document, keys)
     if keys is None or document.problems:
         return None
