@@ -1,8 +1,8 @@
 """What a feature view's file may reach: a variable, a path or a connection in, the reason why it may not out.
 
 Who writes a feature view is trusted less than who writes ``online_stores.yaml`` and sets the environment. The
-environment may narrow it: ``MATERIALIZE_ROOTS`` (folders and URIs that sources lie below, joined by ``|``), ``MATERIALIZE_VIEW_VARIABLES``
-and ``MATERIALIZE_VIEW_CONNECTIONS`` (names, joined by commas).
+environment may narrow it: ``MATERIALIZE_ROOTS`` (absolute folders and URIs that sources and SQLite files lie below, joined by ``|``),
+``MATERIALIZE_VIEW_VARIABLES`` and ``MATERIALIZE_VIEW_CONNECTIONS`` (names, joined by commas).
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from materialize.model import mask_credentials
 
 if TYPE_CHECKING:
     from materialize.config.document import Document
 
-__all__ = ["connection_problem", "file_problem", "secrets_of", "source_problem", "variable_problem"]
+__all__ = ["connection_problem", "file_problem", "path_problem", "secrets_of", "source_problem", "variable_problem"]
 
 #: What a part of a variable's name says when it holds a secret.
 SECRETS = frozenset(
@@ -30,6 +29,8 @@ SECRETS = frozenset(
     }
 )
 ROOTS, VARIABLES, CONNECTIONS = "MATERIALIZE_ROOTS", "MATERIALIZE_VIEW_VARIABLES", "MATERIALIZE_VIEW_CONNECTIONS"
+#: A URI that every reader takes for the same: others read ``%2e%2e`` and ``\\..\\`` as a step up, and leave tabs out (WHATWG URL, 4.4).
+PLAIN_URI = re.compile(r"[^\s%?#\\]+")
 
 
 def _listed(name: str, separator: str = ",") -> list[str] | None:
@@ -69,44 +70,45 @@ def connection_problem(connection: str | None) -> str | None:
 
 def file_problem(path: Path, folder: Path, root: Path) -> str | None:
     """What is expected of the YAML file *path*, which may be a link; None when it is below *folder*, *root* or a listed folder."""
-    real = os.path.realpath(path)
-    allowed = [os.path.realpath(one) for one in (str(folder), str(root), *_folders())]
-    if any(_below(real, one) for one in allowed):
+    if _inside(str(path), folder, root):
         return None
     return f"a file, or a link to one, below the parent of the config folder or a folder of {ROOTS}"
 
 
-def source_problem(source: str, root: Path) -> str | None:
-    """What is expected instead of *source* as it is written; None when a feature view may read it.
+def path_problem(path: str, root: Path) -> str | None:
+    """What is expected instead of *path* as it is written; None when configuration may name it.
 
-    A relative path stays below *root*, also through links. An absolute one and a URI are free, unless ``MATERIALIZE_ROOTS`` is set.
+    A relative path stays below *root* or a listed folder, also through links. An absolute one is free, unless ``MATERIALIZE_ROOTS`` is set.
     """
-    remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source)
-    if remote and not source.lower().startswith("file:"):
-        return _uri_problem(source)
-    path = unquote(urlsplit(source).path) if remote else source
-    real, allowed = os.path.realpath(root / path), [os.path.realpath(one) for one in (str(root), *_folders())]
     listed = _listed(ROOTS, "|") is not None
-    if any(_below(real, one) for one in allowed) or (Path(path).is_absolute() and not listed):
+    # Normalized first, as the path that is opened is: ``link/../x`` is ``x`` there, not what is beside the link's target.
+    if _inside(os.path.normpath(root / path), root) or (Path(path).is_absolute() and not listed):
         return None
-    if listed:
-        return f"a path below the parent of the config folder or a folder of {ROOTS}"
-    return "a path below the parent of the config folder, or an absolute one"
+    return f"a path below the parent of the config folder or a folder of {ROOTS}" + ", or an absolute one" * (
+        not listed
+    )
 
 
-def _uri_problem(uri: str) -> str | None:
-    allowed = _listed(ROOTS, "|")
-    if allowed is None:
+def source_problem(source: str, root: Path) -> str | None:
+    """What is expected instead of *source*, a path or URI; None when a feature view may read it. URIs are free as absolute paths are.
+
+    With ``MATERIALIZE_ROOTS`` a URI is below one of them as it is written, and has no character that a reader of URIs takes for another.
+    """
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source):
+        return path_problem(source, root)
+    roots = _listed(ROOTS, "|")
+    if roots is None:
         return None
-    steps = unquote(urlsplit(uri).path).split("/")
-    if ".." not in steps and any(uri == root or uri.startswith(root.rstrip("/") + "/") for root in allowed):
-        return None
-    return f"a URI below one of {ROOTS}"
+    if PLAIN_URI.fullmatch(source) and not {".", ".."} & set(source.split("/")):
+        if any(f"{source}/".startswith(one.rstrip("/") + "/") for one in roots if "://" in one):
+            return None
+        if source.startswith("file:///") and _inside(source.removeprefix("file://"), root):
+            return None
+    return f"a URI below one of {ROOTS}, without '..', '%', '?', '#', '\\' and spaces"
 
 
-def _folders() -> list[str]:
-    return [root for root in _listed(ROOTS, "|") or () if "://" not in root]
-
-
-def _below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip("/") + "/")
+def _inside(path: str, *folders: Path) -> bool:
+    """Whether *path* is, behind all links, one of *folders* or of the listed ones, or below one."""
+    listed = [Path(one) for one in _listed(ROOTS, "|") or () if one.startswith("/")]
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(one)) for one in (*folders, *listed))
