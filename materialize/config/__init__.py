@@ -19,7 +19,7 @@ from materialize.config.connections import (
     store_url,
 )
 from materialize.config.document import Document, one_of, read
-from materialize.config.limits import secrets_of, variable_problem
+from materialize.config.limits import file_problem, secrets_of, variable_problem
 from materialize.config.schema import stores_of, view_of
 from materialize.errors import ConfigError
 
@@ -79,7 +79,9 @@ def load(config_dir: str | Path, *, connections: Connections | None = None) -> C
     names = list(stores_file.data) if stores_file.usable else None
     listing, paths = Document(folder / "feature_views"), []
     for path in sorted(listing.path.glob("[!.]*")):
-        if path.suffix == ".yaml":
+        if path.suffix == ".yaml" and (expected := file_problem(path, folder, root)):
+            listing.problems.append(f"{path.name}: expected {expected}, found a link to another place")
+        elif path.suffix == ".yaml":
             paths.append(path)
         elif path.suffix == ".yml":
             listing.problems.append(f"{path.name}: expected the ending .yaml, found .yml")

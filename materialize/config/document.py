@@ -94,7 +94,8 @@ class Document:
 
     def report(self) -> str:
         count = f"{len(self.problems)} problem{'s' * (len(self.problems) > 1)}"
-        return "\n".join([f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)])
+        lines = [f"{self.path}: {count}", *(f"  {problem}" for problem in self.problems)]
+        return "\n".join(map(_on_one_line, lines))
 
 
 def read(
@@ -143,6 +144,11 @@ def shown(value: Any) -> str:
         )
     text = repr(mask_credentials(value) if isinstance(value, str) else value)
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+
+def _on_one_line(text: str) -> str:
+    """*text* with what cannot be printed escaped: a key or a file's name may hold a line end."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def _dotted(loc: Loc) -> str:

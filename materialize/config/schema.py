@@ -7,10 +7,11 @@ import re
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, PositiveInt, ValidationError
 
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
+from materialize.config.limits import connection_problem, path_problem, source_problem
 from materialize.model import (
     APPROVE_ABOVE_ROWS,
     READ_P99,
@@ -74,7 +75,15 @@ def _feature_type(value: object) -> FeatureType:
         raise ValueError(str(error).partition(", found ")[0].removeprefix("expected ")) from None
 
 
+def _line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("text on one line without control characters")
+    return text
+
+
 Text = Annotated[str, Field(min_length=1)]
+#: Names and places: they become parts of messages, of log lines and of what Airflow shows.
+Line = Annotated[Text, AfterValidator(_line)]
 Duration = Annotated[timedelta, PlainValidator(_duration)]
 Percentage = Annotated[float, PlainValidator(_percentage)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -97,17 +106,17 @@ class Keys(BaseModel):
 class ViewKeys(Keys):
     description: str = Field("", description="text")
     owner: str = Field("", description="text")
-    source: Text = Field(description="the path or URI of a Delta table")
-    source_connection: Text | None = Field(None, description="the id of an Airflow connection")
-    join_keys: list[Text] = Field(description="a list of column names such as [user_id]", min_length=1)
-    event_timestamp: Text = Field(description="a column name")
-    created_timestamp: Text | None = Field(None, description="a column name")
+    source: Line = Field(description="the path or URI of a Delta table")
+    source_connection: Line | None = Field(None, description="the id of an Airflow connection")
+    join_keys: list[Line] = Field(description="a list of column names such as [user_id]", min_length=1)
+    event_timestamp: Line = Field(description="a column name")
+    created_timestamp: Line | None = Field(None, description="a column name")
     features: dict[FeatureName, Annotated[FeatureType, PlainValidator(_feature_type)]] = Field(
         description="a mapping of feature names to types such as {total_spend: float64}", min_length=1
     )
     ttl: Duration | None = Field(None, description="a duration such as '24h'")
     schedule: Literal["hourly", "daily"] = Field("hourly", description="hourly or daily")
-    online_stores: list[Text] = Field(
+    online_stores: list[Line] = Field(
         ["default"], description="a list of online stores such as [default]", min_length=1
     )
     max_future: Duration = Field(timedelta(days=1), description="a duration such as '24h'")
@@ -126,9 +135,9 @@ class VerifyKeys(Keys):
 
 
 class StoreKeys(Keys):
-    url: Text | None = Field(None, description="the URL of an online store")
-    connection: Text | None = Field(None, description="the id of an Airflow connection")
-    pool: Text | None = Field(None, description="the name of an Airflow pool")
+    url: Line | None = Field(None, description="the URL of an online store")
+    connection: Line | None = Field(None, description="the id of an Airflow connection")
+    pool: Line | None = Field(None, description="the name of an Airflow pool")
     tables: dict[str, Any] | None = Field(None, description="a mapping such as {point_in_time_recovery: true}")
     prices: dict[str, Any] | None = Field(None, description="a mapping such as {as_of: 2026-11-01, ...}")
     approve_above_rows: PositiveInt = Field(
@@ -193,6 +202,13 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
             document.expected(("online_stores", position), one_of(stores, store), store)
         if store in listed[:position]:
             document.twice(("online_stores", position), store)
+    if keys is not None:
+        for key, expected in (
+            ("source", source_problem(keys.source, root)),
+            ("source_connection", connection_problem(keys.source_connection)),
+        ):
+            if expected:
+                document.expected((key,), expected, getattr(keys, key))
     verify = None if keys is None else _verification(document, keys)
     if keys is None or document.problems:
         return None
@@ -250,7 +266,7 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
             continue
         tables, prices = _settings(document, keys, name)
         try:
-            url = checked_url(keys.url, root) if keys.url else ""
+            url = _url(keys.url, root) if keys.url else ""
             stores[name] = OnlineStoreConfig(
                 name, url, keys.connection, keys.pool, tables, prices, keys.approve_above_rows, keys.pace
             )
@@ -261,6 +277,13 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
                 (name, "url"), f"expected {what}, found {document.show((name, 'url'), '') if hidden else found}"
             )
     return stores
+
+
+def _url(url: str, root: Path) -> str:
+    checked = checked_url(url, root)
+    if url.startswith("sqlite:") and (expected := path_problem(url.removeprefix("sqlite:///"), root)):
+        raise ValueError(f"expected sqlite:/// and {expected}, found another place")
+    return checked
 
 
 def _settings(document: Document, keys: StoreKeys, name: str) -> tuple[TableSettings, Prices | None]:
