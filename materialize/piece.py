@@ -17,6 +17,7 @@ from materialize.entity_key import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.model import Watermark
 from materialize.offline import (
+    Quarantine,
     changes_since,
     open_table,
     read_difference,
@@ -24,6 +25,7 @@ from materialize.offline import (
     read_features,
     read_order,
     removed_since,
+    told_rows,
     versions_are_exact,
     with_versions,
 )
@@ -93,7 +95,7 @@ def no_progress(_entities: int) -> None:
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """What every part of a piece needs. ``number``: of the plan's pieces. While it is read, ``report`` counts, and ``gone`` gets
-    the join keys of entities that have no row any more.
+    the join keys of entities that have no row any more, ``refused`` the rows that cannot be stored, each with its reason.
     """
 
     view: FeatureView
@@ -104,6 +106,14 @@ class _Piece:
     now: datetime
     report: PieceReport
     gone: list[pl.DataFrame] = field(default_factory=list)
+    refused: list[OrderRows] = field(default_factory=list)
+
+    def refuse(self, rows: OrderRows, refused: pl.DataFrame) -> None:
+        """Count *refused* (some of *rows*, and __reason String), and keep them in mind."""
+        if not refused.is_empty():
+            self.report.quarantine(latest.by_reason(refused["__reason"]))
+            named = refused.with_columns(entity_keys(refused, self.view.join_keys).alias("__entity"))
+            self.refused.append(rows.having(named))
 
     @property
     def at(self) -> int:
@@ -144,8 +154,8 @@ def write_piece(
 ) -> PieceReport:
     """Write one piece of a begun plan: read keys and order, pick the latest rows, read their features, encode, send.
 
-    After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined. If it raises, any
-    subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
+    After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined; quarantined rows are in
+    the view's quarantine table, where it has one. If it raises, any subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
     """
     started, report = time.monotonic(), PieceReport()
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
@@ -155,6 +165,9 @@ def write_piece(
             floor = part.call.floor
             batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
             writer.submit(batch, part.call.write)
+    quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
+    for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
+        quarantine.keep(rows)
     for entities in work.gone:
         report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
@@ -287,16 +300,16 @@ def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block
     Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
     """
     table, view, report = work.table, work.view, work.report
-    valid, reasons = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
+    valid, refused = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
     report.rows_read += rows.frame.height
-    report.quarantine(reasons)
+    work.refuse(rows, refused)
     moments = (report.event_us, latest.greatest_event_us(valid))
     report.event_us = max((moment for moment in moments if moment is not None), default=None)
     fresh, rejected = _unexpired(work, latest.newest(valid, view.join_keys)), [valid.clear()]
     sent = [valid.clear()]
     for first, features in read_features(table, rows, fresh["position"]):
         order = fresh.slice(first, features.height)
-        bad = _unstorable(work, features)
+        bad = _unstorable(work, rows, order, features)
         if bad is not None:
             rejected.append(order.filter(bad))
             order, features = order.filter(~bad), features.filter(~bad)  # noqa: PLW2901 - what is left of the block
@@ -306,7 +319,8 @@ def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block
         older = latest.runners_up(valid, rejected, view.join_keys)
         candidates = [older.clear()]
         for first, features in read_features(table, rows, older["position"]):
-            order, bad = older.slice(first, features.height), _unstorable(work, features)
+            order = older.slice(first, features.height)
+            bad = _unstorable(work, rows, order, features)
             candidates.append(order if bad is None else order.filter(~bad))
         second = _unexpired(work, latest.newest_of(candidates, view.join_keys))
         sent.append(second)
@@ -322,11 +336,13 @@ def _unexpired(work: _Piece, winners: pl.DataFrame) -> pl.DataFrame:
     return fresh
 
 
-def _unstorable(work: _Piece, features: pl.DataFrame) -> pl.Series | None:
-    """Which rows hold a value that cannot be stored (None: no row does); these are counted."""
-    bad, reasons = codec.unstorable_rows(features, work.view, max_value_bytes=work.store.max_value_bytes)
-    work.report.quarantine(reasons)
-    return bad
+def _unstorable(work: _Piece, rows: OrderRows, order: pl.DataFrame, features: pl.DataFrame) -> pl.Series | None:
+    """Which rows hold a value that cannot be stored (None: no row does); these are counted. *order*: some of *rows*."""
+    reasons = codec.unstorable_rows(features, work.view, max_value_bytes=work.store.max_value_bytes)
+    if reasons is None:
+        return None
+    work.refuse(rows, order.with_columns(reasons).filter(reasons.is_not_null()))
+    return reasons.is_not_null()
 
 
 # --- how it is written -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
 from materialize.offline.log import DataFile, LogReader, total_rows
+from materialize.offline.quarantine import Quarantine, drop_rows, held_rows, told_rows
 from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
 from materialize.offline.table import OfflineTable, open_table, reading
 
@@ -13,7 +14,10 @@ __all__ = [
     "LogReader",
     "OfflineTable",
     "OrderRows",
+    "Quarantine",
     "changes_since",
+    "drop_rows",
+    "held_rows",
     "open_table",
     "read_difference",
     "read_entities",
@@ -21,6 +25,7 @@ __all__ = [
     "read_order",
     "reading",
     "removed_since",
+    "told_rows",
     "total_rows",
     "versions_are_exact",
     "with_versions",
