@@ -303,6 +303,7 @@ class Watermark:
     one has a floor online, so that no run that began before can bring the row back; None is ``version``.
     ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator. ``floor`` is the
     version number (`materialize.order.stamp`) of the newest snapshot that was brought online whole.
+    ``rows``: live rows of the table at ``version``, as far as the log tells; where ``version`` is None, of the run before.
     ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
     """
 
@@ -316,6 +317,7 @@ class Watermark:
     floor: int = 0
     event_us: int | None = None
     finished_us: int | None = None
+    rows: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from materialize import codec, latest
 from materialize.entity_key import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
+from materialize.guard import check_quarantined
 from materialize.model import Watermark
 from materialize.offline import (
     Quarantine,
@@ -168,6 +169,9 @@ def write_piece(
     quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
     for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
         quarantine.keep(rows)
+    if work.gone:
+        every = report.rows_read if plan.pieces == 1 else max(plan.rows, report.rows_read)
+        check_quarantined(view, plan, report, rows=every)
     for entities in work.gone:
         report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()

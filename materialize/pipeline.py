@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from materialize import decoder, watermark
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
+from materialize.guard import check_quarantined, check_source
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
-from materialize.offline import changes_since, open_table, total_rows
+from materialize.offline import changes_since, live_rows, live_rows_after, open_table, total_rows
 from materialize.order import GENERATION, stamp
 from materialize.piece import PieceReport, no_progress, write_piece
 from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
@@ -62,12 +63,16 @@ class Run:
 # --- the three runs ----------------------------------------------------------------------------------------------------
 
 
-def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
+def incremental(view: FeatureView, store: OnlineStore, run: Run, *, force: bool = False) -> RunReport:
     """Bring everything that changed between the watermark and the table's head online; the first time, the whole snapshot.
 
-    After it returns, each entity online equals its latest storable row at the report's ``to_version``.
+    After it returns, each entity online equals its latest storable row at the report's ``to_version``. *force*: as `make_plan`.
     """
-    plan = begin(view, store, make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id))
+    plan = begin(
+        view,
+        store,
+        make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id, force=force),
+    )
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
@@ -87,9 +92,14 @@ def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval
     return commit(view, store, plan, pieces, now=run.now())
 
 
-def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
-    """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
-    plan = begin(view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id))
+def rebuild(view: FeatureView, store: OnlineStore, run: Run, *, force: bool = False) -> RunReport:
+    """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not.
+
+    *force*: as `make_plan`.
+    """
+    plan = begin(
+        view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id, force=force)
+    )
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
@@ -124,12 +134,21 @@ def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) ->
 
 
 def make_plan(
-    view: FeatureView, store: OnlineStore, *, mode: Mode, store_name: str, run_id: str, interval: Interval | None = None
+    view: FeatureView,
+    store: OnlineStore,
+    *,
+    mode: Mode,
+    store_name: str,
+    run_id: str,
+    interval: Interval | None = None,
+    force: bool = False,
 ) -> Plan:
     """What a run would do, with the table pinned at its head. Writes nothing anywhere.
 
+    *force* lets this one run pass what stops others: a source that is empty or much smaller, too many rows that cannot be stored.
+
     Raises RebuildNeeded when an incremental run cannot be exact and the view does not say ``on_rebuild_needed: auto``,
-    OfflineStoreError when the table cannot be read.
+    OfflineStoreError when the table cannot be read, or has lost so many rows that it looks like a mistake (`materialize.guard`).
     """
     table = open_table(view)
     text = with_retry(partial(watermark.read_text, store, view.name))
@@ -142,7 +161,10 @@ def make_plan(
     if path.snapshot or mode == "backfill":
         files = table.snapshot_files(interval)
         rows, items = total_rows((file.rows, file.size) for file in files), None if path.snapshot or files else 0
-    return Plan(
+    live = None
+    if mode != "backfill":
+        live = live_rows(files) if path.snapshot or found is None else live_rows_after(table, found.rows, changes)
+    plan = Plan(
         view=view.name,
         store=store_name,
         mode=mode,
@@ -159,7 +181,11 @@ def make_plan(
         interval=interval,
         fenced=_fenced(found, table) if path.snapshot else None,
         watermark=text,
+        live_rows=live,
+        force=force,
     )
+    check_source(view, store, found, plan, rows=live)
+    return plan
 
 
 def begin(view: FeatureView, store: OnlineStore, plan: Plan) -> Plan:
@@ -174,6 +200,7 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan) -> Plan:
     # Without a watermark the store should be empty. Records there were left by an unknown past, so ours must win.
     highest = None if plan.watermark else _highest_version(view, store)
     generation = plan.generation if highest is None else highest // GENERATION + 1
+    before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
     claim = Watermark(
         generation=generation,
         table_id=plan.table_id,
@@ -182,6 +209,7 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan) -> Plan:
         order=view.order_text,
         run_id=plan.run_id,
         fenced=plan.fenced,
+        rows=None if before is None else before.rows,
     )
     text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))
     sweep = plan.watermark is not None or highest is not None
@@ -193,15 +221,18 @@ def commit(
 ) -> RunReport:
     """Finish a run whose pieces are all written: remove what a snapshot lacks, then move the watermark by compare-and-set.
 
-    Raises WatermarkError when another run moved it first. Doing it again after success is harmless.
+    Raises WatermarkError when another run moved it first, QuarantineError when more rows cannot be stored than the view allows;
+    then nothing was removed and the watermark stays. Doing it again after success is harmless.
     """
     if len(pieces) != plan.pieces:
         raise MaterializeError(
             f"feature view {view.name!r}: could not commit: found {len(pieces)} written pieces, expected {plan.pieces}. Run again."
         )
     started = time.monotonic()
+    report = _summed(plan, pieces)
+    check_quarantined(view, plan, report, rows=report.rows_read)
     swept = sweep(view, store, plan, now) if plan.sweep else 0
-    report = _summed(plan, pieces, swept)
+    report = replace(report, deleted=report.deleted + swept)
     before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
     changed = plan.from_version != plan.to_version or (before is not None and before.schema != view.schema_text)
     if plan.mode != "backfill" and changed:
@@ -215,6 +246,7 @@ def commit(
             floor=stamp(plan.generation, plan.to_version) if plan.snapshot or before is None else before.floor,
             event_us=_greatest(None if before is None else before.event_us, report.event_us),
             finished_us=to_us(now),
+            rows=plan.live_rows,
             counts=report.counts,
         )
         with_retry(partial(watermark.move, store, view.name, plan.watermark, moved))
@@ -269,13 +301,12 @@ def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
     return max((int(max(head["version"].max(), head["floor"].max())) for head in heads), default=None)
 
 
-def _summed(plan: Plan, pieces: Sequence[PieceReport], swept: int) -> RunReport:
+def _summed(plan: Plan, pieces: Sequence[PieceReport]) -> RunReport:
     reasons: dict[str, int] = {}
     for piece in pieces:
         for reason, rows in piece.quarantine_reasons.items():
             reasons[reason] = reasons.get(reason, 0) + rows
     totals = {name: sum(getattr(piece, name) for piece in pieces) for name in COUNTERS}
-    totals["deleted"] += swept
     return RunReport(
         view=plan.view,
         store=plan.store,

@@ -2,6 +2,7 @@
 
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
+from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
 from materialize.offline.quarantine import Quarantine, drop_rows, held_rows, told_rows
 from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
@@ -18,6 +19,8 @@ __all__ = [
     "changes_since",
     "drop_rows",
     "held_rows",
+    "live_rows",
+    "live_rows_after",
     "open_table",
     "read_difference",
     "read_entities",
