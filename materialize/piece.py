@@ -205,6 +205,11 @@ class Snapshot:
             batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=call.floor)
             yield batch, call.write
 
+    def refused(self) -> Iterator[pl.DataFrame]:
+        """The rows of these that cannot be stored, as the quarantine table has them (`offline.told_rows`)."""
+        plan, refused = self.work.plan, self.work.refused
+        return told_rows(self.work.table, refused, store=plan.store, run_id=plan.run_id, now=self.work.now)
+
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
     """The table at the planned version. Raises when this process would not see what the planner saw."""

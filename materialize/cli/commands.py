@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from materialize.model import Mode, OnlineStoreConfig
     from materialize.pipeline import Run
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "new_run", "watched"]
 
 app = typer.Typer(
     help="Move features from Delta Lake to the online store, exactly and fast.",
@@ -44,10 +44,11 @@ StoreName = Annotated[str | None, typer.Option("--store", help="One online store
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
+Force = Annotated[bool, typer.Option("--force", help="Let this run pass what would stop it, once.")]
 DEFAULT_CONFIG = Path("config")
 Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
 #: Facts of a plan that are for machines.
-INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
+INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep", "live_rows", "force")
 #: Facts of a view's state that do not fit on a screen.
 DETAILS = ("behind", "event_timestamp", "finished", "run_id")
 
@@ -58,12 +59,13 @@ def incremental(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Bring what is new since the watermark online; the first time, the whole table."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "incremental"))
+    for_each(options, views, partial(_run, options, "incremental", force=force))
 
 
 @app.command()
@@ -72,12 +74,13 @@ def rebuild(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "rebuild"))
+    for_each(options, views, partial(_run, options, "rebuild", force=force))
 
 
 @app.command()
@@ -244,16 +247,16 @@ def _run(
     """*more*: what this kind of run wants beside view, store and run."""
     from materialize import pipeline
 
-    with _watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
-        report = getattr(pipeline, kind)(target.view, target.store, _new_run(target, progress), **more)
+    with watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
+        report = getattr(pipeline, kind)(target.view, target.store, new_run(target, progress), **more)
     print_report(report, as_json=options.as_json)
 
 
 def _verify(options: Options, target: Target, *, sample: int | None, repair: bool, keys: bool) -> None:
     from materialize.verify import mismatch, verify
 
-    with _watched(f"verify {target.view.name} in {target.store_name}") as progress:
-        report = verify(target.view, target.store, _new_run(target, progress), sample=sample, repair=repair)
+    with watched(f"verify {target.view.name} in {target.store_name}") as progress:
+        report = verify(target.view, target.store, new_run(target, progress), sample=sample, repair=repair)
     print_facts(report.to_dict(), as_json=options.as_json)
     if keys:
         for problem, those in report.keys.items():
@@ -264,7 +267,7 @@ def _verify(options: Options, target: Target, *, sample: int | None, repair: boo
 
 
 @contextmanager
-def _watched(doing: str) -> Iterator[Callable[[int], None]]:
+def watched(doing: str) -> Iterator[Callable[[int], None]]:
     """A line on the terminal that says how many entities are done, which is told by what this gives; and an orderly end on a signal."""
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
     bar = Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal)
@@ -278,7 +281,7 @@ def _watched(doing: str) -> Iterator[Callable[[int], None]]:
         yield progress
 
 
-def _new_run(target: Target, progress: Callable[[int], None]) -> Run:
+def new_run(target: Target, progress: Callable[[int], None]) -> Run:
     from materialize.pipeline import Run
 
     return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, progress)

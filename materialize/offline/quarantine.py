@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["HELD", "Quarantine", "drop_rows", "held_rows", "told_rows"]
 
 MOMENT = pl.Datetime("us", "UTC")
-#: The columns of a quarantine table. ``table_version``: of the source, as the row was read; ``commit_version``: the commit that brought the
+#: The columns of a quarantine table. ``table_id``, ``table_version``: of the source, as the row was read; ``commit_version``: the commit that brought the
 #: row, null where the log does not tell. ``entity``: null when a join key is. ``id``: of the row's content, the same in every run.
 HELD: dict[str, pl.DataType | type[pl.DataType]] = {
     "view": pl.String,
@@ -42,6 +42,7 @@ HELD: dict[str, pl.DataType | type[pl.DataType]] = {
     "reason": pl.String,
     "run_id": pl.String,
     "at": MOMENT,
+    "table_id": pl.String,
     "table_version": pl.Int64,
     "commit_version": pl.Int64,
     "event_timestamp": MOMENT,
@@ -74,7 +75,8 @@ def told_rows(
     """
     view = table.view
     names = list(dict.fromkeys((*view.join_keys, view.event_timestamp, view.created_timestamp or "", *view.features)))
-    known = {"view": view.name, "store": store, "run_id": run_id, "table_version": table.version}
+    known = {"view": view.name, "store": store, "run_id": run_id}
+    known |= {"table_id": table.table_id, "table_version": table.version}
     for rows in refused:
         frame = rows.frame.sort("position")
         for first, features in read_features(table, rows, frame["position"]):
