@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace as altered
 
 __all__ = [
+    "ERASED",
     "GENERATION",
     "NO_CREATED",
     "NO_FLOOR",
@@ -29,6 +30,8 @@ STALE, WRITTEN, UNCHANGED = 0, 1, 2
 GENERATION = 2**40
 #: The floor of a record that was never part of a full-state write; every stamped version is greater (generations start at 1).
 NO_FLOOR = 0
+#: Version and floor of an erased entity: no version is greater, so nothing replaces it. Generations end one before it would be reached.
+ERASED = 2**53 - 1
 #: The created time of a row without one: older than any other.
 NO_CREATED = -(2**53)
 

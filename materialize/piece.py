@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from copy import copy
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from materialize.offline import (
 from materialize.online.base import HEADER
 from materialize.order import NO_FLOOR, stamp
 from materialize.plan import cut
+from materialize.refused import erased
 from materialize.removal import remove
 from materialize.writer import Writer
 
@@ -116,6 +118,11 @@ class _Piece:
             named = refused.with_columns(entity_keys(refused, self.view.join_keys).alias("__entity"))
             self.refused.append(rows.having(named))
 
+    def without_erased(self, told: pl.DataFrame) -> pl.DataFrame:
+        """*told*, as the quarantine table has rows, but for those of entities that were erased in the store."""
+        gone = erased(self.store, self.plan.view, told["entity"].drop_nulls().unique().to_list())
+        return told.filter(~told["entity"].is_in(gone).fill_null(value=False)) if gone else told
+
     @property
     def at(self) -> int:
         """The planned version, as records carry it."""
@@ -156,7 +163,8 @@ def write_piece(
     """Write one piece of a begun plan: read keys and order, pick the latest rows, read their features, encode, send.
 
     After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined; quarantined rows are in
-    the view's quarantine table, where it has one. If it raises, any subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
+    the view's quarantine table, where it has one. If it raises, any subset is stored, and writing the piece again is harmless.
+    *progress* gets the number of entities of each finished write.
     """
     started, report = time.monotonic(), PieceReport()
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
@@ -168,7 +176,7 @@ def write_piece(
             writer.submit(batch, part.call.write)
     quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
     for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
-        quarantine.keep(rows)
+        quarantine.keep(work.without_erased(rows))
     if work.gone:
         every = report.rows_read if plan.pieces == 1 else max(plan.rows, report.rows_read)
         check_quarantined(view, plan, report, rows=every)
@@ -191,6 +199,12 @@ class Snapshot:
         self.work = _Piece(view, store, plan, 0, _pinned(view, plan), now, PieceReport())
         self.rows = _snapshot_rows(self.work)
 
+    def planned(self, plan: Plan) -> Snapshot:
+        """The same snapshot, whose records carry the generation of another *plan* for it. Reads nothing."""
+        other = copy(self)
+        other.work = replace(self.work, plan=plan)
+        return other
+
     def exact(self, rows: pl.DataFrame) -> pl.Series:
         """Whether the version of each of *rows* is the commit that brought it, as far as the log tells. Returns: Boolean."""
         return versions_are_exact(self.work.table, self.rows.having(rows))
@@ -207,8 +221,9 @@ class Snapshot:
 
     def refused(self) -> Iterator[pl.DataFrame]:
         """The rows of these that cannot be stored, as the quarantine table has them (`offline.told_rows`)."""
-        plan, refused = self.work.plan, self.work.refused
-        return told_rows(self.work.table, refused, store=plan.store, run_id=plan.run_id, now=self.work.now)
+        work, plan = self.work, self.work.plan
+        for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=work.now):
+            yield work.without_erased(rows)
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:

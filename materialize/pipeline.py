@@ -51,28 +51,26 @@ log = logging.getLogger(__name__)
 class Run:
     """Who runs: the store's name in the config, an id for reports and the watermark, a clock in UTC, and who watches.
 
-    ``progress`` is called with the number of entities that each finished write call handled.
+    ``progress`` is called with the number of entities that each finished write call handled. ``force``: do it although a check says no.
     """
 
     store_name: str
     run_id: str
     now: Callable[[], datetime]
     progress: Callable[[int], None] = no_progress
+    force: bool = False
 
 
 # --- the three runs ----------------------------------------------------------------------------------------------------
 
 
-def incremental(view: FeatureView, store: OnlineStore, run: Run, *, force: bool = False) -> RunReport:
+def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """Bring everything that changed between the watermark and the table's head online; the first time, the whole snapshot.
 
-    After it returns, each entity online equals its latest storable row at the report's ``to_version``. *force*: as `make_plan`.
+    After it returns, each entity online equals its latest storable row at the report's ``to_version``.
     """
-    plan = begin(
-        view,
-        store,
-        make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id, force=force),
-    )
+    made = make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id, force=run.force)
+    plan = begin(view, store, made)
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
@@ -81,25 +79,19 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run, *, force: bool 
 
 def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval) -> RunReport:
     """Merge the rows of an event-time interval at the current version. Older than what is stored loses; the watermark stays."""
-    plan = begin(
-        view,
-        store,
-        make_plan(view, store, mode="backfill", store_name=run.store_name, run_id=run.run_id, interval=interval),
-    )
+    names = {"store_name": run.store_name, "run_id": run.run_id}
+    made = make_plan(view, store, mode="backfill", interval=interval, force=run.force, **names)
+    plan = begin(view, store, made)
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
     return commit(view, store, plan, pieces, now=run.now())
 
 
-def rebuild(view: FeatureView, store: OnlineStore, run: Run, *, force: bool = False) -> RunReport:
-    """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not.
-
-    *force*: as `make_plan`.
-    """
-    plan = begin(
-        view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id, force=force)
-    )
+def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
+    """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
+    made = make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id, force=run.force)
+    plan = begin(view, store, made)
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]

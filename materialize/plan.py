@@ -46,8 +46,8 @@ class Plan:
     ``pieces`` may be done in any order, at the same time and more than once, by processes with the same ``engine``.
     ``watermark``: the cell's text that the commit expects. ``sweep``: the commit removes entities that the snapshot has
     no row of. ``fenced``: a snapshot run gives a floor to every entity that lost its rows after this version.
-    ``schema_id`` and ``sweep`` are set by `pipeline.begin`. ``live_rows``: of the planned version, None where the log does not tell.
-    ``force``: an operator lets this run pass what stops others (`materialize.guard`).
+    ``schema_id`` and ``sweep`` are set by `pipeline.begin`. ``force``: do it although a check says no. ``live_rows``: of the
+    planned version, None where the log does not tell.
     """
 
     view: str
@@ -66,9 +66,9 @@ class Plan:
     interval: Interval | None = None
     watermark: str | None = None
     fenced: int | None = None
+    live_rows: int | None = None
     schema_id: int = 0
     sweep: bool = False
-    live_rows: int | None = None
     force: bool = False
 
     def to_dict(self) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_force_lets_one_run_pass_and_no_other(table: Table, store: OnlineStore, 
     incremental(table, store)
     fill(table, 300, mode="overwrite")
 
-    getattr(pipeline, mode)(table.view, store, run(), force=True)
+    getattr(pipeline, mode)(table.view, store, run(force=True))
     assert (len(amounts(table, store)), known_rows(table, store)) == (300, 300)
     incremental(table, store)
     table.delta.delete()
@@ -226,7 +226,7 @@ def test_more_quarantined_rows_than_allowed_stop_a_run_before_the_watermark(tabl
     ):
         incremental(table, store)
     assert position(table, store) == (1, 0)
-    report = pipeline.incremental(table.view, store, run(), force=True)
+    report = pipeline.incremental(table.view, store, run(force=True))
 
     assert (position(table, store), report.quarantined) == ((1, 2), 2)
 

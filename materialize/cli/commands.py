@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
+from materialize.cli.show import INTERNAL, print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
 from materialize.errors import MismatchError
 from materialize.model import Interval, duration_text, from_us
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from materialize.model import Mode, OnlineStoreConfig
     from materialize.pipeline import Run
 
-__all__ = ["app", "main", "new_run", "watched"]
+__all__ = ["app", "main"]
 
 app = typer.Typer(
     help="Move features from Delta Lake to the online store, exactly and fast.",
@@ -44,11 +45,9 @@ StoreName = Annotated[str | None, typer.Option("--store", help="One online store
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
-Force = Annotated[bool, typer.Option("--force", help="Let this run pass what would stop it, once.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it although a check of source or store says no.")]
 DEFAULT_CONFIG = Path("config")
 Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
-#: Facts of a plan that are for machines.
-INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep", "live_rows", "force")
 #: Facts of a view's state that do not fit on a screen.
 DETAILS = ("behind", "event_timestamp", "finished", "run_id")
 
@@ -92,13 +91,15 @@ def backfill(
     store: StoreName = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
     options = Options(config, store, as_json, verbose)
     interval = _interval(start, end)
-    for_each(options, [view], partial(_plan if dry_run else _run, options, "backfill", interval=interval))
+    do = partial(_plan, options) if dry_run else partial(_run, options, force=force)
+    for_each(options, [view], partial(do, "backfill", interval=interval))
 
 
 @app.command()
@@ -247,16 +248,17 @@ def _run(
     """*more*: what this kind of run wants beside view, store and run."""
     from materialize import pipeline
 
-    with watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
-        report = getattr(pipeline, kind)(target.view, target.store, new_run(target, progress), **more)
+    with _watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
+        run = replace(_new_run(target, progress), force=more.pop("force", False))
+        report = getattr(pipeline, kind)(target.view, target.store, run, **more)
     print_report(report, as_json=options.as_json)
 
 
 def _verify(options: Options, target: Target, *, sample: int | None, repair: bool, keys: bool) -> None:
     from materialize.verify import mismatch, verify
 
-    with watched(f"verify {target.view.name} in {target.store_name}") as progress:
-        report = verify(target.view, target.store, new_run(target, progress), sample=sample, repair=repair)
+    with _watched(f"verify {target.view.name} in {target.store_name}") as progress:
+        report = verify(target.view, target.store, _new_run(target, progress), sample=sample, repair=repair)
     print_facts(report.to_dict(), as_json=options.as_json)
     if keys:
         for problem, those in report.keys.items():
@@ -267,7 +269,7 @@ def _verify(options: Options, target: Target, *, sample: int | None, repair: boo
 
 
 @contextmanager
-def watched(doing: str) -> Iterator[Callable[[int], None]]:
+def _watched(doing: str) -> Iterator[Callable[[int], None]]:
     """A line on the terminal that says how many entities are done, which is told by what this gives; and an orderly end on a signal."""
     columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
     bar = Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal)
@@ -281,7 +283,7 @@ def watched(doing: str) -> Iterator[Callable[[int], None]]:
         yield progress
 
 
-def new_run(target: Target, progress: Callable[[int], None]) -> Run:
+def _new_run(target: Target, progress: Callable[[int], None]) -> Run:
     from materialize.pipeline import Run
 
     return Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", _now, progress)

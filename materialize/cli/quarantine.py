@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+from datetime import datetime, timezone
 from functools import partial
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,11 +18,10 @@ from materialize.cli.commands import (
     Verbose,
     View,
     Views,
-    new_run,
-    watched,
 )
 from materialize.cli.show import print_facts, print_table
 from materialize.cli.targets import Options, Target, for_each, usage_error
+from materialize.stop import stop_on
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,7 +78,13 @@ def _count(_options: Options, counted: list[dict[str, Any]], _limit: int, target
         some = held.filter(reason=reason)
         newest = some.row(some.height - 1, named=True)
         counted.append(
-            {**target.names, "reason": reason, "rows": some.height, "newest": newest["at"], "run_id": newest["run_id"]}
+            {
+                **target.names,
+                "reason": reason,
+                "rows": some.height,
+                "newest": newest["at"].isoformat(timespec="seconds"),
+            }
+            | {"run_id": newest["run_id"]}
         )
 
 
@@ -86,14 +94,16 @@ def _show_rows(options: Options, _counted: list[dict[str, Any]], limit: int, tar
 
 
 def _held(target: Target) -> pl.DataFrame:
-    from materialize.offline import held_rows  # noqa: PLC0415 - heavy
+    from materialize.offline import held_rows
 
     return held_rows(target.view, target.store_name)
 
 
 def _release(options: Options, target: Target, *, reason: str | None, met_by: str | None) -> None:
-    from materialize.release import release as released  # noqa: PLC0415 - heavy
+    from materialize.pipeline import Run
+    from materialize.release import release as released
 
-    with watched(f"release {target.view.name} in {target.store_name}") as progress:
-        report = released(target.view, target.store, new_run(target, progress), reason=reason, met_by=met_by)
+    with stop_on(SIGINT, SIGTERM) as count:
+        run = Run(target.store_name, f"cli-{uuid.uuid4().hex[:12]}", lambda: datetime.now(timezone.utc), count)
+        report = released(target.view, target.store, run, reason=reason, met_by=met_by)
     print_facts(report.to_dict(), as_json=options.as_json)

@@ -4,7 +4,7 @@ from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
 from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
-from materialize.offline.quarantine import Quarantine, drop_rows, held_rows, told_rows
+from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
 from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
 from materialize.offline.table import OfflineTable, open_table, reading
 
@@ -17,10 +17,11 @@ __all__ = [
     "OrderRows",
     "Quarantine",
     "changes_since",
-    "drop_rows",
+    "erase",
     "held_rows",
     "live_rows",
     "live_rows_after",
+    "mark_released",
     "open_table",
     "read_difference",
     "read_entities",

@@ -1,4 +1,4 @@
-"""Rows that cannot be stored in, a Delta table of them out: each kept once with its reason, listed, and dropped when it is released.
+"""Rows that cannot be stored in, a Delta table of them out: each kept once with its reason, listed, and marked when it is released.
 
 The table is beside the source, or where the view's ``quarantine`` says; several views may share one. A row is JSON text, so that a
 view whose columns change needs no other table.
@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from materialize.offline.rows import OrderRows
     from materialize.offline.table import OfflineTable
 
-__all__ = ["HELD", "Quarantine", "drop_rows", "held_rows", "told_rows"]
+__all__ = ["HELD", "Quarantine", "erase", "held_rows", "mark_released", "told_rows"]
 
 MOMENT = pl.Datetime("us", "UTC")
 #: The columns of a quarantine table. ``table_id``, ``table_version``: of the source, as the row was read; ``commit_version``: the commit that brought the
 #: row, null where the log does not tell. ``entity``: null when a join key is. ``id``: of the row's content, the same in every run.
+#: ``released_by``, ``released_at``: the run and time that found nothing wrong with it any more, null before.
 HELD: dict[str, pl.DataType | type[pl.DataType]] = {
     "view": pl.String,
     "store": pl.String,
@@ -50,6 +51,8 @@ HELD: dict[str, pl.DataType | type[pl.DataType]] = {
     "id": pl.String,
     "entity": pl.String,
     "row": pl.String,
+    "released_by": pl.String,
+    "released_at": MOMENT,
 }
 PARTITIONS = ["view", "store"]
 #: The log holds the least and greatest value of these columns only: rows and keys belong into the data files alone.
@@ -75,7 +78,7 @@ def told_rows(
     """
     view = table.view
     names = list(dict.fromkeys((*view.join_keys, view.event_timestamp, view.created_timestamp or "", *view.features)))
-    known = {"view": view.name, "store": store, "run_id": run_id}
+    known: dict[str, Any] = {"view": view.name, "store": store, "run_id": run_id}
     known |= {"table_id": table.table_id, "table_version": table.version}
     for rows in refused:
         frame = rows.frame.sort("position")
@@ -98,6 +101,8 @@ def told_rows(
                 id=pl.Series(_ids(texts), dtype=pl.String),
                 entity="__entity",
                 row=texts,
+                released_by=pl.lit(None, pl.String),
+                released_at=pl.lit(None, MOMENT),
             ).select(pl.col(name).cast(dtype) for name, dtype in HELD.items())
 
 
@@ -111,9 +116,9 @@ class Quarantine:
     def keep(self, rows: pl.DataFrame) -> None:
         """Keep *rows*, as `told_rows` gives them, in one commit.
 
-        After it returns, each is there; what was there before is not added again, so that a piece may be written twice and a
-        rebuild may read everything. If it raises an OfflineStoreError, they are kept or not. Nothing is kept, and nothing raised,
-        when the view says ``quarantine: none``.
+        After it returns, each is there; what was there before and is not released is not added again, so that a piece may be
+        written twice and a rebuild may read everything. If it raises an OfflineStoreError, they are kept or not. Nothing is kept,
+        and nothing raised, when the view says ``quarantine: none``.
         """
         address = self.view.quarantine_table
         if address is None:
@@ -140,12 +145,38 @@ def held_rows(view: FeatureView, store: str) -> pl.DataFrame:
     return found.select(*HELD).sort("at").unique("id", keep="last", maintain_order=True)
 
 
-def drop_rows(view: FeatureView, store: str, ids: pl.Series) -> None:
-    """Take the rows with these *ids* out of quarantine, in one commit. Doing it again is harmless."""
+def mark_released(view: FeatureView, store: str, ids: pl.Series, *, run_id: str, now: datetime) -> None:
+    """Mark the rows with these *ids* as released by a run, in one commit. Doing it again changes nothing."""
     if view.quarantine_table is None or ids.is_empty():
         return
-    with _working(view, "could not take released rows out of quarantine; they are online, and listed until it is done"):
-        _delete(view, store, ids)
+    marked = ids.unique().to_frame("id").with_columns(run_id=pl.lit(run_id), at=pl.lit(now, MOMENT))
+    with _working(view, "could not mark released rows; what can be stored of them is online. Release them again"):
+        _merge(
+            view,
+            store,
+            marked,
+            "held.id = given.id AND held.released_at IS NULL",
+            {"released_by": "run_id", "released_at": "at"},
+        )
+
+
+def erase(view: FeatureView, store: str, entity: bytes) -> int:
+    """Erase every row of the entity with this key, released or not, with the data files that held it. Returns how many rows there were.
+
+    Two commits: without the rows, and without the old files, at once; who reads an older version of the table meanwhile may fail.
+    If it raises an OfflineStoreError, do it again, also where the rows are gone already: their files may not be. Rows whose join
+    key is null are nobody's, and stay.
+    """
+    if view.quarantine_table is None:
+        return 0
+    with _working(view, "could not erase an entity"):
+        try:
+            erased = _merge(view, store, pl.DataFrame({"entity": [entity.decode()]}), "held.entity = given.entity")
+        except TableNotFoundError:
+            return 0
+        # not a full one, which would take the files of a writer that has yet to commit
+        _table(view).vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False, full=False)
+    return erased
 
 
 # --- parts -------------------------------------------------------------------------------------------------------------
@@ -172,13 +203,17 @@ def _working(view: FeatureView, doing: str, then: str = "The watermark stays.") 
         ) from None
 
 
+def _table(view: FeatureView) -> DeltaTable:
+    return DeltaTable(str(view.quarantine_table), storage_options=view.storage_options or None)
+
+
 def _select(view: FeatureView, columns: str, store: str) -> pl.DataFrame | None:
-    """Some *columns* of the rows of *view* and *store*, None where there is no table. Names are letters, digits and underscores."""
+    """Some *columns* of the rows of *view* and *store* that are not released, None where there is no table. Names are letters, digits and underscores."""
     try:
-        table = DeltaTable(str(view.quarantine_table), storage_options=view.storage_options or None)
+        table = _table(view)
     except TableNotFoundError:
         return None
-    query = f"SELECT {columns} FROM held WHERE view = '{view.name}' AND store = '{store}'"  # noqa: S608
+    query = f"SELECT {columns} FROM held WHERE view = '{view.name}' AND store = '{store}' AND released_at IS NULL"  # noqa: S608
     return pl.DataFrame(QueryBuilder().register("held", table).execute(query).read_all())
 
 
@@ -200,12 +235,14 @@ def _append(address: str, rows: pl.DataFrame, options: dict[str, Any]) -> None:
 
 
 @patiently
-def _delete(view: FeatureView, store: str, ids: pl.Series) -> None:
-    """One commit without the rows of these *ids*."""
-    table = DeltaTable(str(view.quarantine_table), storage_options=view.storage_options or None)
-    predicate = f"held.id = gone.id AND held.view = '{view.name}' AND held.store = '{store}'"
-    gone = ids.unique().to_frame("id").to_arrow()
-    table.merge(gone, predicate, source_alias="gone", target_alias="held").when_matched_delete().execute()
+def _merge(view: FeatureView, store: str, given: pl.DataFrame, where: str, sets: dict[str, str] | None = None) -> int:
+    """One commit that *sets* columns of the rows *where* they match *given* to columns of it, or deletes them. Returns how many."""
+    predicate = f"{where} AND held.view = '{view.name}' AND held.store = '{store}'"
+    merger = _table(view).merge(given.to_arrow(), predicate, source_alias="given", target_alias="held")
+    if sets is None:
+        return int(merger.when_matched_delete().execute()["num_target_rows_deleted"])
+    updates = {name: f"given.{column}" for name, column in sets.items()}
+    return int(merger.when_matched_update(updates).execute()["num_target_rows_updated"])
 
 
 def _ids(texts: pl.Series) -> list[str]:

@@ -91,7 +91,7 @@ class Runs:
 
     def run(self) -> pipeline.Run:
         self.started += 1
-        return pipeline.Run("s", f"run-{self.started}", lambda: NOW)
+        return pipeline.Run("s", f"run-{self.started}", lambda: NOW, force=True)  # small tables may become empty
 
     # --- whole runs ---
 
@@ -173,7 +173,7 @@ class Runs:
             store_name="s",
             run_id=f"run-{self.started}",
             interval=interval,
-            force=True,  # small tables may become empty
+            force=True,
         )
         self.expect(self.everything() == before, f"planning wrote: {before} is {self.everything()} now")
         self.expect(plan.to_version == self.lake.head, f"planned for version {plan.to_version} of {self.lake.head}")
