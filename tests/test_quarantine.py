@@ -18,7 +18,7 @@ from materialize.model import FeatureType
 from materialize.offline import held_rows
 from materialize.online.memory import MemoryStore
 from tests.stepping import amounts, in_pieces, incremental, plan_of, position, run
-from tests.tables import NOW, SCHEMA, Table, at, row
+from tests.tables import NOW, SCHEMA, Table, at, kept_rows, row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ def reasons(table: Table) -> list[str]:
 
 def everything(table: Table) -> pl.DataFrame:
     """The quarantine table as any reader of Delta tables sees it."""
-    return pl.DataFrame(DeltaTable(str(table.view.quarantine_table)).to_pyarrow_table())
+    return pl.DataFrame(kept_rows(table.view))
 
 
 # --- what is kept ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from materialize.order import ERASED
 from materialize.release import ReleaseReport, release
 from materialize.testing import CrashingStore
 from tests.stepping import Stepper, amounts, incremental, plan_of, position, records, run
-from tests.tables import NOW, Table, row
+from tests.tables import NOW, Table, kept_rows, row
 
 if TYPE_CHECKING:
     from materialize.model import FeatureView
@@ -47,9 +47,9 @@ def waiting(table: Table) -> list[str]:
 
 def marks(table: Table) -> dict[str, str | None]:
     """By which run each row in the quarantine table was released."""
-    rows = pl.DataFrame(DeltaTable(str(table.view.quarantine_table)).to_pyarrow_table())
-    assert (rows["released_by"].is_null() == rows["released_at"].is_null()).all()
-    return dict(zip(rows["entity"], rows["released_by"], strict=True))
+    rows = kept_rows(table.view)
+    assert all((one["released_by"] is None) == (one["released_at"] is None) for one in rows)
+    return {one["entity"]: one["released_by"] for one in rows}
 
 
 # --- what comes online -------------------------------------------------------------------------------------------------

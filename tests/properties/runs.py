@@ -12,6 +12,7 @@ from materialize.errors import MaterializeError, OfflineStoreError, OnlineStoreE
 from materialize.model import FeatureType, FeatureView, to_us
 from materialize.testing import CrashingStore
 from materialize.verify import verify
+from tests.properties import quarantined
 from tests.properties.rows import FEATURES, NOW, T0, key, keyed, shown, storable
 
 if TYPE_CHECKING:
@@ -282,6 +283,8 @@ class Runs:
         )
         self.settle(state, view)
         self.verified(state, view)
+        wrong = quarantined.problem(view, (self.lake.values[uid] for uid in state.came), self.lake.values.values())
+        self.expect(wrong is None, f"{wrong} after {report}")
         if report.from_version is None:
             self.snapshots += 1
             self.check_counts(report, [self.lake.values[uid] for uid in state.came])
