@@ -328,7 +328,7 @@ MUTANTS = (
         "None",
         "tests/test_online_dynamodb_bulk.py",
     ),
-    # --- quarantine and guard ---
+    # --- rows that cannot be stored, and sources that shrink ---
     Mutant(
         "quarantine: rows of another piece than the first not kept",
         "piece.py",
