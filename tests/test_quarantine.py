@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from materialize import pipeline
 from materialize.errors import OfflineStoreError
 from materialize.model import FeatureType
-from materialize.offline import held_rows
+from materialize.offline import Quarantine, held_rows
 from materialize.online.memory import MemoryStore
 from tests.stepping import amounts, in_pieces, incremental, plan_of, position, run
 from tests.tables import NOW, SCHEMA, Table, at, kept_rows, row
@@ -141,6 +141,18 @@ def test_a_row_that_is_met_again_is_kept_once(table: Table, store: OnlineStore) 
 
     assert [one["run_id"] for one in held(table)] == ["first", "first"]
     assert everything(table).height == 2
+
+
+def test_equal_rows_of_two_blocks_of_a_piece_are_kept_once(table: Table, store: OnlineStore) -> None:
+    table.append(row("a", None), row("b", None))
+    incremental(table, store)
+    rows = held_rows(table.view, "default").with_columns(view=pl.lit("other"))
+    quarantine = Quarantine(replace(table.view, name="other"), "default")
+
+    for block in (rows[:1], rows, rows[1:]):
+        quarantine.keep(block)
+
+    assert everything(table).filter(view="other")["entity"].sort().to_list() == ["a", "b"]
 
 
 def test_pieces_in_any_order_and_again_keep_each_row_once(table: Table, store: OnlineStore) -> None:

@@ -177,11 +177,16 @@ def form(config: Config) -> dict[str, Param]:
             title="Pieces in parallel",
             description="How many pieces are written at once to each online store.",
         ),
-        "force": Param(
-            default=False,
-            type="boolean",
-            title="Force",
-            description="Go on although a check says no, such as a table that is suddenly empty. For this run alone.",
-            section="Where a check stopped a run",
-        ),
+        "force": force(),
     }
+
+
+def force() -> Param:
+    """The field for the run after one that a check stopped; in a part of the form that is closed at first."""
+    return Param(
+        default=False,
+        type="boolean",
+        title="Force",
+        description="Go on although a check says no, such as a table that is suddenly empty. For this run alone.",
+        section="Where a check stopped a run",
+    )

@@ -55,6 +55,8 @@ HELD: dict[str, pl.DataType | type[pl.DataType]] = {
     "released_at": MOMENT,
 }
 PARTITIONS = ["view", "store"]
+#: What two entries have in common that are one.
+SAME = ["id", "reason"]
 #: The log holds the least and greatest value of these columns only: rows and keys belong into the data files alone.
 SETTINGS = {"delta.dataSkippingStatsColumns": "at,table_version"}
 #: Commits tried before another writer of the table counts as in the way; each loses only against one that succeeded.
@@ -125,12 +127,12 @@ class Quarantine:
             return
         with _working(self.view, f"could not keep {rows.height:,} rows that cannot be stored", KEEPING):
             if self.before is None:
-                self.before = _select(self.view, "id, reason", self.store)
-            new = rows.unique(["id", "reason"], keep="first", maintain_order=True)
-            if self.before is not None:
-                new = new.join(self.before, on=["id", "reason"], how="anti")
+                found = _select(self.view, ", ".join(SAME), self.store)
+                self.before = (rows.clear() if found is None else found).select(SAME)
+            new = rows.unique(SAME, keep="first", maintain_order=True).join(self.before, on=SAME, how="anti")
             if not new.is_empty():
                 _append(address, new, self.view.storage_options)
+                self.before = pl.concat([self.before, new.select(SAME)])
 
 
 def held_rows(view: FeatureView, store: str) -> pl.DataFrame:
