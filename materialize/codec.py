@@ -41,12 +41,10 @@ INTEGER_TYPES = {
 }
 
 
-def unstorable_rows(
-    features: pl.DataFrame, view: FeatureView, *, max_value_bytes: int
-) -> tuple[pl.Series | None, dict[str, int]]:
+def unstorable_rows(features: pl.DataFrame, view: FeatureView, *, max_value_bytes: int) -> pl.Series | None:
     """Which rows hold a value that no record of the view can.
 
-    Returns: Boolean per row, None when all rows are storable; and the number of rows by reason, each under its first.
+    Returns: __reason String, per row the first that holds, null for a storable one; None when all rows are storable.
     """
     checks: dict[str, pl.Expr] = {}
     for name, kind in view.features.items():
@@ -67,11 +65,9 @@ def unstorable_rows(
     flags = features.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
     found = [flag for flag in flags if flag.any()]
     if not found:
-        return None, {}
+        return None
     first = pl.coalesce(pl.when(flag).then(pl.lit(flag.name)) for flag in found)
-    reason = pl.DataFrame(found).select(first.alias("reason"))["reason"]
-    counted = reason.drop_nulls().value_counts()
-    return reason.is_not_null(), dict(zip(counted["reason"], counted["count"], strict=True))
+    return pl.DataFrame(found).select(first.alias("__reason"))["__reason"]
 
 
 def _item_checks(name: str, kind: FeatureType, dtype: pl.DataType) -> dict[str, pl.Expr]:

@@ -3,6 +3,7 @@
     MaterializeError
     |- ConfigError          the author of the YAML
     |- OfflineStoreError    the owner of the Delta table
+    |  |- QuarantineError   the same: too many of its rows cannot be stored
     |  `- RebuildNeeded     the operator: the change log cannot be followed, the snapshot can
     |- OnlineStoreError     the operator of the online store
     |  |- StoreFullError    the operator: give it memory; what is written stays
@@ -25,6 +26,7 @@ __all__ = [
     "MismatchError",
     "OfflineStoreError",
     "OnlineStoreError",
+    "QuarantineError",
     "RebuildNeeded",
     "StoreChangedError",
     "StoreFullError",
@@ -43,6 +45,10 @@ class ConfigError(MaterializeError):
 
 class OfflineStoreError(MaterializeError):
     """The Delta table cannot be read exactly. Nothing was written by this step; the watermark stays."""
+
+
+class QuarantineError(OfflineStoreError):
+    """More rows cannot be stored than the view's ``max_quarantined`` allows. The others are online, which is harmless; the watermark stays."""
 
 
 class RebuildNeeded(OfflineStoreError):

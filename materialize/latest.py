@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINE",
+    "by_reason",
     "entities",
     "greatest_event_us",
     "have_ties",
@@ -46,11 +47,11 @@ ESCAPED_WIDTH, OTHER_KEY_WIDTH = 3, 21
 
 def valid_rows(
     rows: pl.DataFrame, view: FeatureView, *, now: datetime, max_key_bytes: int
-) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Quarantine rows whose key or times cannot be stored.
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Tell rows whose key or times cannot be stored from the others.
 
     *rows*: the join keys, event_us Int64, created_us Int64 and any other columns. Returns: the rows that can, with the same
-    columns, and the number of those that cannot by reason; each counts once, under the first reason that holds for it.
+    columns; and those that cannot, with the same columns and __reason String, the first that holds for the row.
     """
     event, created = pl.col("event_us"), pl.col("created_us")
     checks = {
@@ -63,11 +64,16 @@ def valid_rows(
     }
     flags = rows.select(check.fill_null(value=False).alias(reason) for reason, check in checks.items())
     if not any(flags.select(pl.all().any()).row(0)):
-        return rows, {}
+        return rows, rows.clear().with_columns(pl.lit(None, pl.String).alias("__reason"))
     first = pl.coalesce(pl.when(reason).then(pl.lit(reason)) for reason in checks)
-    found = flags.select(first.alias("reason"))["reason"]
-    counted = found.drop_nulls().value_counts()
-    return rows.filter(found.is_null()), dict(zip(counted["reason"], counted["count"], strict=True))
+    found = flags.select(first.alias("__reason"))["__reason"]
+    return rows.filter(found.is_null()), rows.with_columns(found).filter(found.is_not_null())
+
+
+def by_reason(reasons: pl.Series) -> dict[str, int]:
+    """How many rows each of the *reasons* (null: none) has."""
+    counted = reasons.drop_nulls().alias("reason").value_counts()
+    return dict(zip(counted["reason"], counted["count"], strict=True))
 
 
 def valid_entities(entities: pl.DataFrame, join_keys: Sequence[str], max_key_bytes: int) -> pl.DataFrame:

@@ -147,7 +147,9 @@ class FeatureView:
     connection that holds the credentials of the source. A row whose event time is more than ``max_future`` ahead of
     the clock is quarantined: it would shadow every true row until then. ``timestamp_ntz`` "UTC" says what times without a
     zone mean; else they are refused. ``on_rebuild_needed``: what an incremental run does that cannot be exact.
-    ``on_commit``: whether a run starts seconds after a commit, besides the ``schedule``.
+    ``on_commit``: whether a run starts seconds after a commit, besides the ``schedule``. ``quarantine``: the Delta table that keeps
+    the rows that cannot be stored; None for one beside the source, "none" to count them only. ``max_quarantined``: the share
+    of a run's rows (0 to 1) that may be among them, None for any.
     """
 
     name: FeatureViewName
@@ -169,7 +171,15 @@ class FeatureView:
     freshness: timedelta | None = None
     on_commit: bool = False
     verify: VerifySettings = field(default_factory=VerifySettings)
+    quarantine: str | None = None
+    max_quarantined: float | None = None
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def quarantine_table(self) -> str | None:
+        """The path or URI of the Delta table with the rows that cannot be stored, None when they are not kept."""
+        beside = f"{self.source.rstrip('/')}_quarantine"
+        return None if self.quarantine == "none" else self.quarantine or beside
 
     @property
     def schema_text(self) -> str:
@@ -300,6 +310,7 @@ class Watermark:
     ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator. ``floor`` is the
     version number (`materialize.order.stamp`) of the newest snapshot that was brought online whole.
     ``evidence``: what the store's servers said after the data was written (`materialize.evidence`), by node; None where they say nothing.
+    ``rows``: live rows of the table at ``version``, as far as the log tells; where ``version`` is None, of the run before.
     ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
     """
 
@@ -313,6 +324,7 @@ class Watermark:
     floor: int = 0
     event_us: int | None = None
     finished_us: int | None = None
+    rows: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     evidence: dict[str, Any] | None = None
 

@@ -9,15 +9,17 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from materialize import codec, latest, readback
 from materialize.entity_key import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
+from materialize.guard import check_quarantined
 from materialize.model import Watermark
 from materialize.offline import (
+    Quarantine,
     changes_since,
     open_table,
     read_difference,
@@ -25,13 +27,16 @@ from materialize.offline import (
     read_features,
     read_order,
     removed_since,
+    told_rows,
     versions_are_exact,
     with_versions,
 )
 from materialize.online.base import HEADER
 from materialize.order import NO_FLOOR, stamp
 from materialize.pacing import Pacer
+from materialize.piece_report import PieceReport
 from materialize.plan import cut
+from materialize.refused import erased
 from materialize.removal import remove
 from materialize.writer import Writer
 
@@ -54,46 +59,6 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 4 * 2**20
 
 
-@dataclass(slots=True)
-class PieceReport:
-    """What one piece of a run did, and while it is written, what it did so far; the counters of RunReport.
-
-    ``event_us``: greatest event time read. ``positions``: where the piece's writes ended (`OnlineStore.positions`). ``lost``: rows
-    of a small sample of those written that were not there when they were read back. ``held_back`` (seconds) and ``probe``: as
-    `materialize.pacing.Pacer` has them.
-    """
-
-    rows_read: int = 0
-    entities: int = 0
-    written: int = 0
-    stale: int = 0
-    unchanged: int = 0
-    expired: int = 0
-    quarantined: int = 0
-    deleted: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
-    event_us: int | None = None
-    held_back: float = 0.0
-    probe: dict[str, dict[str, float]] = field(default_factory=dict)
-    quarantine_reasons: dict[str, int] = field(default_factory=dict)
-    positions: dict[str, int] = field(default_factory=dict)
-    lost: int = 0
-
-    def quarantine(self, reasons: dict[str, int]) -> None:
-        """Count rows that cannot be stored."""
-        for reason, rows in reasons.items():
-            self.quarantine_reasons[reason] = self.quarantine_reasons.get(reason, 0) + rows
-            self.quarantined += rows
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PieceReport:
-        return cls(**values)
-
-
 def no_progress(_entities: int) -> None:
     """Nobody watches."""
 
@@ -101,7 +66,7 @@ def no_progress(_entities: int) -> None:
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """What every part of a piece needs. ``number``: of the plan's pieces. While it is read, ``report`` counts, and ``gone`` gets
-    the join keys of entities that have no row any more.
+    the join keys of entities that have no row any more, ``refused`` the rows that cannot be stored, each with its reason.
     """
 
     view: FeatureView
@@ -112,6 +77,19 @@ class _Piece:
     now: datetime
     report: PieceReport
     gone: list[pl.DataFrame] = field(default_factory=list)
+    refused: list[OrderRows] = field(default_factory=list)
+
+    def refuse(self, rows: OrderRows, refused: pl.DataFrame) -> None:
+        """Count *refused* (some of *rows*, and __reason String), and keep them in mind."""
+        if not refused.is_empty():
+            self.report.quarantine(latest.by_reason(refused["__reason"]))
+            named = refused.with_columns(entity_keys(refused, self.view.join_keys).alias("__entity"))
+            self.refused.append(rows.having(named))
+
+    def without_erased(self, told: pl.DataFrame) -> pl.DataFrame:
+        """*told*, as the quarantine table has rows, but for those of entities that were erased in the store."""
+        gone = erased(self.store, self.plan.view, told["entity"].drop_nulls().unique().to_list())
+        return told.filter(~told["entity"].is_in(gone).fill_null(value=False)) if gone else told
 
     @property
     def at(self) -> int:
@@ -152,8 +130,9 @@ def write_piece(
 ) -> PieceReport:
     """Write one piece of a begun plan: read keys and order, pick the latest rows, read their features, encode, send.
 
-    After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined. If it raises, any
-    subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
+    After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined; quarantined rows are in
+    the view's quarantine table, where it has one. If it raises, any subset is stored, and writing the piece again is harmless.
+    *progress* gets the number of entities of each finished write.
     """
     started, report = time.monotonic(), PieceReport()
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
@@ -164,6 +143,12 @@ def write_piece(
                 floor = part.call.floor
                 batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
                 writer.submit(batch, part.call.write)
+        quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
+        for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
+            quarantine.keep(work.without_erased(rows))
+        if work.gone:
+            every = report.rows_read if plan.pieces == 1 else max(plan.rows, report.rows_read)
+            check_quarantined(view, plan, report, rows=every)
         for entities in work.gone:
             report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.positions, report.lost = store.positions(), readback.missing(view, store, writer.sample, now)
@@ -204,6 +189,12 @@ class Snapshot:
         for keys, part in _batches(self.work, _latest_rows(self.work, self.rows.having(rows), call)):
             batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=call.floor)
             yield batch, call.write
+
+    def refused(self) -> Iterator[pl.DataFrame]:
+        """The rows of these that cannot be stored, as the quarantine table has them (`offline.told_rows`)."""
+        work, plan = self.work, self.work.plan
+        for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=work.now):
+            yield work.without_erased(rows)
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
@@ -304,16 +295,16 @@ def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block
     Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
     """
     table, view, report = work.table, work.view, work.report
-    valid, reasons = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
+    valid, refused = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
     report.rows_read += rows.frame.height
-    report.quarantine(reasons)
+    work.refuse(rows, refused)
     moments = (report.event_us, latest.greatest_event_us(valid))
     report.event_us = max((moment for moment in moments if moment is not None), default=None)
     fresh, rejected = _unexpired(work, latest.newest(valid, view.join_keys)), [valid.clear()]
     sent = [valid.clear()]
     for first, features in read_features(table, rows, fresh["position"]):
         order = fresh.slice(first, features.height)
-        bad = _unstorable(work, features)
+        bad = _unstorable(work, rows, order, features)
         if bad is not None:
             rejected.append(order.filter(bad))
             order, features = order.filter(~bad), features.filter(~bad)  # noqa: PLW2901 - what is left of the block
@@ -323,7 +314,8 @@ def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block
         older = latest.runners_up(valid, rejected, view.join_keys)
         candidates = [older.clear()]
         for first, features in read_features(table, rows, older["position"]):
-            order, bad = older.slice(first, features.height), _unstorable(work, features)
+            order = older.slice(first, features.height)
+            bad = _unstorable(work, rows, order, features)
             candidates.append(order if bad is None else order.filter(~bad))
         second = _unexpired(work, latest.newest_of(candidates, view.join_keys))
         sent.append(second)
@@ -339,11 +331,13 @@ def _unexpired(work: _Piece, winners: pl.DataFrame) -> pl.DataFrame:
     return fresh
 
 
-def _unstorable(work: _Piece, features: pl.DataFrame) -> pl.Series | None:
-    """Which rows hold a value that cannot be stored (None: no row does); these are counted."""
-    bad, reasons = codec.unstorable_rows(features, work.view, max_value_bytes=work.store.max_value_bytes)
-    work.report.quarantine(reasons)
-    return bad
+def _unstorable(work: _Piece, rows: OrderRows, order: pl.DataFrame, features: pl.DataFrame) -> pl.Series | None:
+    """Which rows hold a value that cannot be stored (None: no row does); these are counted. *order*: some of *rows*."""
+    reasons = codec.unstorable_rows(features, work.view, max_value_bytes=work.store.max_value_bytes)
+    if reasons is None:
+        return None
+    work.refuse(rows, order.with_columns(reasons).filter(reasons.is_not_null()))
+    return reasons.is_not_null()
 
 
 # --- how it is written -------------------------------------------------------------------------------------------------

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Literal
 from materialize import decoder, metrics, watermark
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, StoreChangedError
 from materialize.evidence import facts_to_json
+from materialize.guard import check_quarantined, check_source
 from materialize.latest import ENGINE
 from materialize.lease import Terms, held_by
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
-from materialize.offline import changes_since, open_table, total_rows
+from materialize.offline import changes_since, live_rows, live_rows_after, open_table, total_rows
 from materialize.order import ERASED, GENERATION, stamp
 from materialize.pacing import merged
-from materialize.piece import PieceReport, no_progress, write_piece
+from materialize.piece import no_progress, write_piece
+from materialize.piece_report import PieceReport
 from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
 from materialize.removal import sweep
 from materialize.retry import with_retry
@@ -155,8 +157,10 @@ def make_plan(
 ) -> Plan:
     """What a run would do, with the table pinned at its head. Writes nothing anywhere.
 
+    *force* lets this one run pass what stops others: a source that is empty or much smaller, too many rows that cannot be stored.
+
     Raises RebuildNeeded when an incremental run cannot be exact and the view does not say ``on_rebuild_needed: auto``,
-    OfflineStoreError when the table cannot be read.
+    OfflineStoreError when the table cannot be read, or has lost so many rows that it looks like a mistake (`materialize.guard`).
     """
     table = open_table(view)
     text = with_retry(partial(watermark.read_text, store, view.name))
@@ -169,7 +173,10 @@ def make_plan(
     if path.snapshot or mode == "backfill":
         files = table.snapshot_files(interval)
         rows, items = total_rows((file.rows, file.size) for file in files), None if path.snapshot or files else 0
-    return Plan(
+    live = None
+    if mode != "backfill":
+        live = live_rows(files) if path.snapshot or found is None else live_rows_after(table, found.rows, changes)
+    plan = Plan(
         view=view.name,
         store=store_name,
         mode=mode,
@@ -186,8 +193,11 @@ def make_plan(
         interval=interval,
         fenced=_fenced(found, table) if path.snapshot else None,
         watermark=text,
+        live_rows=live,
         force=force,
     )
+    check_source(view, store, found, plan, rows=live)
+    return plan
 
 
 def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | None = None) -> Plan:
@@ -205,6 +215,7 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | 
     # Without a watermark the store should be empty. Records there were left by an unknown past, so ours must win.
     highest = None if plan.watermark else _highest_version(view, store)
     generation = plan.generation if highest is None else highest // GENERATION + 1
+    before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
     claim = Watermark(
         generation=generation,
         table_id=plan.table_id,
@@ -213,6 +224,7 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | 
         order=view.order_text,
         run_id=plan.run_id,
         fenced=plan.fenced,
+        rows=None if before is None else before.rows,
     )
     text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))
     sweep = plan.watermark is not None or highest is not None
@@ -226,8 +238,9 @@ def commit(
 ) -> RunReport:
     """Finish a run whose pieces are all written: remove what a snapshot lacks, check the store, then move the watermark by compare-and-set.
 
-    Where the store lost something of the run meanwhile, the run is planned and written again, once, by this call. Raises
-    WatermarkError when another run moved the watermark first. Doing it again after success is harmless.
+    Where the store lost something of the run meanwhile, the run is planned and written again, once, by this call. Raises WatermarkError
+    when another run moved the watermark first, QuarantineError when more rows cannot be stored than the view allows; then nothing was
+    removed and the watermark stays. Doing it again after success is harmless.
     """
     try:
         return _commit(view, store, plan, pieces, now=now)
@@ -259,8 +272,10 @@ def _commit(
             f"feature view {view.name!r}: could not commit: found {len(pieces)} written pieces, expected {plan.pieces}. Run again."
         )
     started = time.monotonic()
+    report = _summed(plan, pieces)
+    check_quarantined(view, plan, report, rows=report.rows_read)
     swept = sweep(view, store, plan, now) if plan.sweep else 0
-    report = _summed(plan, pieces, swept)
+    report = replace(report, deleted=report.deleted + swept)
     before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
     lacking = with_retry(partial(store.settle, view.name))
     positions = plan.positions.copy()
@@ -282,6 +297,7 @@ def _commit(
             floor=stamp(plan.generation, plan.to_version) if plan.snapshot or before is None else before.floor,
             event_us=_greatest(None if before is None else before.event_us, report.event_us),
             finished_us=to_us(now),
+            rows=plan.live_rows,
             counts=report.counts,
             evidence=facts_to_json(facts),
         )
@@ -343,13 +359,13 @@ def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
     return max((int(max(head["version"].max(), head["floor"].max())) for head in heads if len(head)), default=None)
 
 
-def _summed(plan: Plan, pieces: Sequence[PieceReport], swept: int) -> RunReport:
+def _summed(plan: Plan, pieces: Sequence[PieceReport]) -> RunReport:
     reasons: dict[str, int] = {}
     for piece in pieces:
         for reason, rows in piece.quarantine_reasons.items():
             reasons[reason] = reasons.get(reason, 0) + rows
     totals = {name: sum(getattr(piece, name) for piece in pieces) for name in COUNTERS}
-    totals["deleted"] += swept + plan.removed
+    totals["deleted"] += plan.removed
     totals["written"] += plan.repaired
     totals["entities"] += plan.repaired
     return RunReport(

@@ -49,6 +49,7 @@ class Plan:
     ``schema_id`` and ``sweep`` are set by `pipeline.begin`; so are ``evidence`` (what the store's servers said then), ``positions``
     (where its own writes ended), and ``repaired`` and ``removed``, entities that it found damaged. ``moved``: the
     commit writes the watermark anew although no version came, because the store is another one. ``force``: do it although a check says no.
+    ``live_rows``: of the planned version, None where the log does not tell.
     """
 
     view: str
@@ -67,6 +68,7 @@ class Plan:
     interval: Interval | None = None
     watermark: str | None = None
     fenced: int | None = None
+    live_rows: int | None = None
     schema_id: int = 0
     sweep: bool = False
     force: bool = False

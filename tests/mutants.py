@@ -332,6 +332,62 @@ MUTANTS = (
         "None",
         "tests/test_online_dynamodb_bulk.py",
     ),
+    # --- rows that cannot be stored, and sources that shrink ---
+    Mutant(
+        "quarantine: rows of another piece than the first not kept",
+        "piece.py",
+        "self.refused.append(rows.having(named))",
+        "self.refused.extend([rows.having(named)] * (self.number == 0))",
+    ),
+    Mutant(
+        "quarantine: a row that is met again kept again",
+        "offline/quarantine.py",
+        '.join(self.before, on=SAME, how="anti")',
+        "",
+    ),
+    Mutant(
+        "quarantine: rows of an erased entity kept",
+        "piece.py",
+        'gone = erased(self.store, self.plan.view, told["entity"].drop_nulls().unique().to_list())',
+        "gone = []",
+        "tests/test_release.py",
+    ),
+    Mutant(
+        "quarantine: rows marked as released before they are written",
+        "release.py",
+        "    still, written = (tried, 0) if",
+        '    mark_released(view, run.store_name, tried["id"], run_id=run.run_id, now=run.now())\n'
+        "    still, written = (tried, 0) if",
+        "tests/test_release.py",
+    ),
+    Mutant(
+        "quarantine: a release does not get past the floor of a rebuild",
+        "release.py",
+        "if not any(at <= floor < ERASED for floor in floors):",
+        "if True:",
+        "tests/test_release.py",
+    ),
+    Mutant(
+        "guard: a source that shrank is not noticed",
+        "guard.py",
+        "rows > SHRUNKEN * before",
+        "rows > 0",
+        "tests/test_guard.py",
+    ),
+    Mutant(
+        "guard: a rebuild that did not finish forgets the live rows",
+        "pipeline.py",
+        "rows=None if before is None else before.rows,",
+        "rows=None,",
+        "tests/test_guard.py",
+    ),
+    Mutant(
+        "guard: entities removed before max_quarantined is asked",
+        "piece.py",
+        "        check_quarantined(view, plan, report, rows=every)\n",
+        "",
+        "tests/test_guard.py",
+    ),
 )
 
 

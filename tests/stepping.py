@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 
-def run(run_id: str = "run", now: Any = NOW) -> Run:
-    return Run("default", run_id, lambda: now)
+def run(run_id: str = "run", now: Any = NOW, *, force: bool = False) -> Run:
+    return Run("default", run_id, lambda: now, force=force)
 
 
 def incremental(table: Table, store: OnlineStore, run_id: str = "run") -> RunReport:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
 from materialize.model import FeatureType, FeatureView
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-__all__ = ["NOW", "SCHEMA", "T0", "Table", "at", "deletion_vector_file", "inline_deletion_vector", "row"]
+__all__ = ["NOW", "SCHEMA", "T0", "Table", "at", "deletion_vector_file", "inline_deletion_vector", "kept_rows", "row"]
 
 #: The first event time of all tables, and the clock of the runs: both ahead of every server's own clock, so that it never matters.
 T0 = datetime(2095, 1, 1, tzinfo=timezone.utc)
@@ -55,6 +55,14 @@ def row(user: str | None, minutes: float | None, amount: float | None = 0.0, **o
         "country": others.pop("country", "DE"),
         **others,
     }
+
+
+def kept_rows(view: FeatureView) -> list[dict[str, Any]]:
+    """All rows of the view's quarantine table, of every view and store, released or not."""
+    # not to_pyarrow_table, after which a process may abort at its end
+    table = DeltaTable(str(view.quarantine_table), storage_options=view.storage_options or None)
+    found = QueryBuilder().register("kept", table).execute("SELECT * FROM kept").read_all()
+    return pa.table(found).to_pylist()  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from materialize import codec, decoder
+from materialize import codec, decoder, latest
 from materialize.errors import OnlineStoreError
 from materialize.model import FIXED_WIDTHS, LIST_ITEMS, FeatureType, FeatureView
 from materialize.order import NO_CREATED, stamp
@@ -204,6 +204,12 @@ def test_a_slice_of_several_chunks_encodes_as_its_rows(table, data):
     assert encoded_frame(view, chunked[1:-1]) == [by_hand(view, row) for row in rows]
 
 
+def unstorable(frame, view, *, max_value_bytes):
+    """Which rows are not storable, None for none; and their number by reason."""
+    reasons = codec.unstorable_rows(frame, view, max_value_bytes=max_value_bytes)
+    return (None, {}) if reasons is None else (reasons.is_not_null(), latest.by_reason(reasons))
+
+
 @given(tables(), st.integers(36, 160))
 @settings(max_examples=300, deadline=None)
 def test_a_record_is_refused_exactly_when_its_bytes_are_over_the_limit(table, limit):
@@ -211,7 +217,7 @@ def test_a_record_is_refused_exactly_when_its_bytes_are_over_the_limit(table, li
     sizes = [len(by_hand(view, row)) for row in rows]
 
     for most in {limit, sizes[0], sizes[0] - 1}:
-        flags, reasons = codec.unstorable_rows(frame_of(view, rows), view, max_value_bytes=most)
+        flags, reasons = unstorable(frame_of(view, rows), view, max_value_bytes=most)
 
         assert [size > most for size in sizes] == ([False] * len(rows) if flags is None else flags.to_list())
         assert sum(reasons.values()) == sum(size > most for size in sizes)
@@ -231,7 +237,7 @@ def test_an_integer_column_of_another_size_is_exact_or_refused(column, feature, 
     )
     fits = [value is None or fits_in(value, feature) for value in values]
 
-    flags, reasons = codec.unstorable_rows(frame, view, max_value_bytes=1000)
+    flags, reasons = unstorable(frame, view, max_value_bytes=1000)
 
     bad = pl.Series([False] * len(values)) if flags is None else flags
     assert [not flag for flag in bad] == fits
@@ -379,14 +385,12 @@ def test_the_order_fields_of_a_batch_belong_to_their_rows_when_rows_with_nulls_m
 def test_a_row_that_no_record_can_hold_is_named_with_its_reason(kind, dtype, good, bad, reason):
     view = view_of({"a": kind})
 
-    flags, reasons = codec.unstorable_rows(
-        pl.DataFrame({"a": pl.Series([*good, *bad], dtype=dtype)}), view, max_value_bytes=100
-    )
+    flags, reasons = unstorable(pl.DataFrame({"a": pl.Series([*good, *bad], dtype=dtype)}), view, max_value_bytes=100)
 
     assert flags.to_list() == [False] * len(good) + [True] * len(bad)
     assert reasons == {reason: len(bad)}
     storable = pl.DataFrame({"a": pl.Series(good, dtype=dtype)})
-    assert codec.unstorable_rows(storable, view, max_value_bytes=100) == (None, {})
+    assert unstorable(storable, view, max_value_bytes=100) == (None, {})
 
 
 @pytest.mark.parametrize(
@@ -405,14 +409,12 @@ def test_a_moment_that_no_reader_could_name_is_refused(kind, physical, good, bad
     view = view_of({"a": kind})
     column = pl.Series("a", [*good, *bad], dtype=physical).cast(DTYPES[kind])
 
-    flags, reasons = codec.unstorable_rows(column.to_frame(), view, max_value_bytes=1000)
+    flags, reasons = unstorable(column.to_frame(), view, max_value_bytes=1000)
 
     assert flags.to_list() == [False] * len(good) + [True] * len(bad)
     assert reasons == {"feature 'a' outside the years 1 to 9999": len(bad)}
     for row in range(len(good), len(column)):
-        assert codec.unstorable_rows(column[row : row + 1].to_frame(), view, max_value_bytes=1000)[0].to_list() == [
-            True
-        ]
+        assert unstorable(column[row : row + 1].to_frame(), view, max_value_bytes=1000)[0].to_list() == [True]
     for record in encoded_frame(view, column[: len(good)].to_frame()):
         decoder.Decoder(view.features).decode(record)
 
@@ -421,17 +423,17 @@ def test_a_view_whose_records_have_one_size_has_a_limit_too():
     view = view_of({"a": "list<float64,5>"})
     frame = pl.DataFrame({"a": [[1.0] * 5, None]}, schema={"a": pl.List(pl.Float64)})
 
-    assert codec.unstorable_rows(frame, view, max_value_bytes=77) == (None, {})
-    flags, reasons = codec.unstorable_rows(frame, view, max_value_bytes=76)
+    assert unstorable(frame, view, max_value_bytes=77) == (None, {})
+    flags, reasons = unstorable(frame, view, max_value_bytes=76)
     assert (flags.to_list(), reasons) == ([False, True], {"record longer than 76 bytes": 1})
-    assert codec.unstorable_rows(frame, view, max_value_bytes=75)[1] == {"record longer than 75 bytes": 2}
+    assert unstorable(frame, view, max_value_bytes=75)[1] == {"record longer than 75 bytes": 2}
 
 
 def test_a_row_with_two_reasons_is_counted_once():
     view = view_of({"a": "int8", "b": "list<float32,1>"})
     frame = pl.DataFrame({"a": [300], "b": pl.Series([[1.0, 2.0]], dtype=pl.List(pl.Float32))})
 
-    flags, reasons = codec.unstorable_rows(frame, view, max_value_bytes=1000)
+    flags, reasons = unstorable(frame, view, max_value_bytes=1000)
 
     assert flags.to_list() == [True]
     assert reasons == {"feature 'a' outside int8": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from datetime import date, timedelta
@@ -153,6 +154,43 @@ def test_every_key_reaches_the_view(folder: Path) -> None:
     assert (view.timestamp_ntz, view.on_rebuild_needed, view.freshness) == ("UTC", "auto", timedelta(minutes=90))
     assert view.verify == VerifySettings(compare="full", max_mismatched=0.005, repair=True)
     assert view.online_stores == ("default", "backup")
+
+
+@pytest.mark.parametrize(
+    ("value", "setting", "table"),
+    [
+        (None, None, "{root}/lake/user_spending_quarantine"),
+        ("none", "none", None),
+        ("lake/bad", "{root}/lake/bad", "{root}/lake/bad"),
+        ("s3://lake/bad", "s3://lake/bad", "s3://lake/bad"),
+    ],
+)
+def test_rows_that_cannot_be_stored_are_kept_beside_the_source_or_where_the_view_says(
+    folder: Path, value: str | None, setting: str | None, table: str | None
+) -> None:
+    write_view(folder, changed(quarantine=value, max_quarantined="0.1%"))
+
+    view = load(folder).feature_views["user_spending"]
+
+    assert view.max_quarantined == 0.001
+    root = str(folder.parent)
+    assert view.quarantine == (setting and setting.format(root=root))
+    assert view.quarantine_table == (table and table.format(root=root))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("quarantine", "lake/user_spending/", "quarantine: expected another table than the source, found"),
+        ("quarantine", "[a]", "quarantine: expected the path or URI of a Delta table of its own, or none, found"),
+        ("max_quarantined", "0.1", "max_quarantined: expected a percentage such as 0.1%, found 0.1"),
+    ],
+)
+def test_a_wrong_quarantine_is_a_problem(folder: Path, key: str, value: str, problem: str) -> None:
+    write_view(folder, changed(**{key: value}))
+
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +415,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed, freshness, on_commit, verify (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",

@@ -102,9 +102,17 @@ BAD = {
 }
 
 
+def checked(rows, of, **options):
+    """The valid rows, and the number of the others by reason."""
+    valid, refused = latest.valid_rows(rows, of, **options)
+    assert refused.columns == [*rows.columns, "__reason"]
+    assert valid.height + refused.height == rows.height
+    return valid, latest.by_reason(refused["__reason"])
+
+
 @pytest.mark.parametrize("reason", BAD)
 def test_a_row_whose_key_or_times_cannot_be_stored_is_quarantined_with_its_reason(reason):
-    found, reasons = latest.valid_rows(frame([GOOD, *BAD[reason], GOOD]), view(), now=NOW, max_key_bytes=300)
+    found, reasons = checked(frame([GOOD, *BAD[reason], GOOD]), view(), now=NOW, max_key_bytes=300)
 
     assert found["position"].to_list() == [0, len(BAD[reason]) + 1]
     assert reasons == {reason: len(BAD[reason])}
@@ -118,7 +126,7 @@ def test_rows_at_the_limits_are_valid():
         ("a", 1, -(2**53), NO_CREATED, 0),
     ]
 
-    found, reasons = latest.valid_rows(frame(limits), view(), now=NOW, max_key_bytes=300)
+    found, reasons = checked(frame(limits), view(), now=NOW, max_key_bytes=300)
 
     assert (found.height, reasons) == (len(limits), {})
 
@@ -126,7 +134,7 @@ def test_rows_at_the_limits_are_valid():
 def test_a_row_with_several_reasons_counts_once_under_the_first():
     rows = frame([(None, None, None, 2**60, 0), ("", 1, None, 0, 0)])
 
-    found, reasons = latest.valid_rows(rows, view(), now=NOW, max_key_bytes=300)
+    found, reasons = checked(rows, view(), now=NOW, max_key_bytes=300)
 
     assert (found.height, reasons) == (0, {"null join key": 1, "empty join key": 1})
 
@@ -164,7 +172,7 @@ def test_every_row_is_valid_or_counted_under_its_first_reason_and_the_newest_val
         else:
             counted[first] = counted.get(first, 0) + 1
 
-    valid, reasons = latest.valid_rows(frame(given_rows), view(), now=NOW, max_key_bytes=10)
+    valid, reasons = checked(frame(given_rows), view(), now=NOW, max_key_bytes=10)
     winners = latest.newest(valid, ["k", "n"])
 
     assert reasons == counted

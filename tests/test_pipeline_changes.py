@@ -180,7 +180,7 @@ def test_everything_can_be_deleted(table: Table, any_store: OnlineStore) -> None
     incremental(table, any_store)
     table.delta.delete()
 
-    report = incremental(table, any_store)
+    report = pipeline.incremental(table.view, any_store, run(force=True))
 
     assert (report.deleted, amounts(table, any_store), position(table, any_store)) == (2, {}, (1, 1))
 

@@ -43,6 +43,9 @@ costs where a store bills by the row - and writes nothing.
 Where a run brings more rows to an online store than `approve_above_rows` of that store in `online_stores.yaml`, `approve` waits until
 somebody approves the same table under *Required actions*; a rejected run ends with everything after it skipped, and nothing written.
 
+*Force* lets this one run pass a check that stopped one: a table that is suddenly empty or lost 60 % of its rows, or more rows that cannot be stored
+than the view's `max_quarantined`. Look at the table first. A comparison has no such checks.
+
 Each store has a group of tasks, in the pool of that store. `write` is mapped: at most *pieces in parallel* tasks for each store, each
 doing its pieces one after another. A view that fails holds back no other; its own `commit` is red and says what is missing.
 """
@@ -173,4 +176,16 @@ def form(config: Config) -> dict[str, Param]:
             title="Pieces in parallel",
             description="How many pieces are written at once to each online store.",
         ),
+        "force": force(),
     }
+
+
+def force() -> Param:
+    """The field for the run after one that a check stopped; in a part of the form that is closed at first."""
+    return Param(
+        default=False,
+        type="boolean",
+        title="Force",
+        description="Go on although a check says no, such as a table that is suddenly empty. For this run alone.",
+        section="Where a check stopped a run",
+    )

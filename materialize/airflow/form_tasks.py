@@ -59,7 +59,7 @@ MODES = {
 #: Those that compare every entity with the table instead of loading.
 COMPARISONS = ("verify", "repair")
 #: The fields of the form.
-FORM_FIELDS = ("views", "mode", "start", "end", "store", "dry_run", "parallel")
+FORM_FIELDS = ("views", "mode", "start", "end", "store", "dry_run", "parallel", "force")
 #: Tasks that write to one store at once: at least, by default, at most. Airflow maps at most 1,024.
 PARALLEL = (1, 4, 64)
 #: Views and stores of one form; Airflow maps at most 1,024 tasks.
@@ -99,7 +99,8 @@ def check_form() -> list[dict[str, Any]]:
             "Trigger the DAG again with the form corrected.\n  " + "\n  ".join(problems)
         )
     ends = [start.isoformat(), end.isoformat()] if start and end else None
-    return [{"view": view, "store": store, "mode": mode, "interval": ends} for view, store in pairs]
+    wanted = {"mode": mode, "interval": ends, "force": fields["force"]}
+    return [{"view": view, "store": store, **wanted} for view, store in pairs]
 
 
 def chosen(views: list[str], store: str, problems: list[str]) -> list[tuple[str, str]]:
@@ -149,7 +150,7 @@ def plan(target: dict[str, Any]) -> dict[str, Any]:
             made = plan_comparison(feature_view, online, **names)
             costs = online.estimate(feature_view, made.rows, "verify", first=False)
         else:
-            made = make_plan(feature_view, online, mode=mode, interval=interval(target), **names)
+            made = make_plan(feature_view, online, mode=mode, interval=interval(target), force=target["force"], **names)
             costs = online.estimate(feature_view, made.rows, mode, first=made.watermark is None)
     tasks.log_plan(made)
     told = {name: getattr(made, name) for name in ("view", "store", "rows", "pieces", "to_version", "reason")}
@@ -248,8 +249,8 @@ def begin(target: dict[str, Any]) -> dict[str, Any]:
     name_in_ui(view)
     must_be_planned(target, "begin")
     with tasks.opened(view, store) as (known, online), tasks.leased(online, view, tasks.run_id(), target["mode"]):
-        names = {"store_name": store, "run_id": tasks.run_id()}
-        made = pipeline.make_plan(known, online, mode=target["mode"], interval=interval(target), **names)
+        names = {"store_name": store, "run_id": tasks.run_id(), "mode": target["mode"]}
+        made = pipeline.make_plan(known, online, interval=interval(target), force=target["force"], **names)
         tasks.log_plan(made)
         return pipeline.begin(known, online, made, now=tasks.utcnow()).to_dict()
 

@@ -11,6 +11,7 @@ import typer
 
 from materialize import metrics
 from materialize.cli import rights, runs, state, upkeep
+from materialize.cli.quarantine import quarantine
 from materialize.stop import Stopped
 
 __all__ = ["app", "main"]
@@ -38,6 +39,7 @@ for command in (
     upkeep.release,
 ):
     app.command()(command)
+app.add_typer(quarantine, name="quarantine")
 
 
 @app.callback()

@@ -126,6 +126,8 @@ class ViewKeys(Keys):
     freshness: Duration | None = Field(None, description="a duration such as '2h'")
     on_commit: bool = Field(default=False, description="true or false")
     verify: dict[str, Any] | None = Field(None, description="a mapping such as {compare: full, max_mismatched: 0.1%}")
+    quarantine: Line | None = Field(None, description="the path or URI of a Delta table of its own, or none")
+    max_quarantined: Percentage | None = Field(None, description="a percentage such as 0.1%")
 
 
 class VerifyKeys(Keys):
@@ -206,6 +208,7 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
         for key, expected in (
             ("source", source_problem(keys.source, root)),
             ("source_connection", connection_problem(keys.source_connection)),
+            ("quarantine", source_problem(keys.quarantine or "none", root)),
         ):
             if expected:
                 document.expected((key,), expected, getattr(keys, key))
@@ -214,10 +217,22 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
         return None
     fields = dict(keys) | {"verify": verify}
     fields |= {"join_keys": tuple(keys.join_keys), "online_stores": tuple(keys.online_stores)}
-    remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", keys.source)
-    return FeatureView(
-        name=name, **fields | {"source": keys.source if remote else os.path.normpath(root / keys.source)}
-    )
+    fields |= {"source": _address(root, keys.source), "quarantine": _quarantine(document, root, keys)}
+    return None if document.problems else FeatureView(name=name, **fields)
+
+
+def _address(root: Path, text: str) -> str:
+    """A URI as it is, a path from *root*."""
+    return text if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) else os.path.normpath(root / text)
+
+
+def _quarantine(document: Document, root: Path, view: ViewKeys) -> str | None:
+    if view.quarantine is None or view.quarantine == "none":
+        return view.quarantine
+    address = _address(root, view.quarantine)
+    if address.rstrip("/") == _address(root, view.source).rstrip("/"):
+        document.expected(("quarantine",), "another table than the source", view.quarantine)
+    return address
 
 
 def _verification(document: Document, view: ViewKeys) -> VerifySettings:

@@ -2,7 +2,9 @@
 
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
+from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
+from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
 from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
 from materialize.offline.table import OfflineTable, open_table, reading
 
@@ -13,7 +15,13 @@ __all__ = [
     "LogReader",
     "OfflineTable",
     "OrderRows",
+    "Quarantine",
     "changes_since",
+    "erase",
+    "held_rows",
+    "live_rows",
+    "live_rows_after",
+    "mark_released",
     "open_table",
     "read_difference",
     "read_entities",
@@ -21,6 +29,7 @@ __all__ = [
     "read_order",
     "reading",
     "removed_since",
+    "told_rows",
     "total_rows",
     "versions_are_exact",
     "with_versions",

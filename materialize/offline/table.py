@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Interval
 
-__all__ = ["OfflineTable", "open_table", "reading"]
+__all__ = ["OfflineTable", "causes", "open_table", "reading"]
 
 #: Reader features that change nothing here, or that reading through deltalake's file lists and deletion vectors covers.
 READER_FEATURES = frozenset(
@@ -92,16 +92,16 @@ def reading(view: FeatureView) -> Iterator[None]:
         ) from None
     except pl.exceptions.SchemaError as error:
         raise OfflineStoreError(
-            f"{subject}: {_causes(error)}. Nothing was written by this step; the watermark stays. If the column was widened from another "
+            f"{subject}: {causes(error)}. Nothing was written by this step; the watermark stays. If the column was widened from another "
             "kind of type, write its old files anew, by Spark: ALTER TABLE ... DROP FEATURE typeWidening"
         ) from None  # its own text has file paths, and they have the values of partitions
     except (DeltaError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         raise OfflineStoreError(
-            f"{subject}: {type(error).__name__}: {_causes(error)}. Nothing was written by this step; the watermark stays."
+            f"{subject}: {type(error).__name__}: {causes(error)}. Nothing was written by this step; the watermark stays."
         ) from None  # its own text has file paths, and they have the values of partitions
 
 
-def _causes(error: BaseException) -> str:
+def causes(error: BaseException) -> str:
     """The first line of a message and the causes that deltalake lists below it, without its colours and backtrace."""
     lines = re.sub(r"\x1b\[\d+m", "", str(error)).strip().splitlines() or [""]
     causes = [line.strip().removeprefix("↳").strip() for line in lines[1:] if "↳" in line]

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
+from deltalake import DeltaTable
 from jsonschema import FormatChecker
 
 from materialize.airflow.form_tasks import FORM_FIELDS
+from materialize.errors import QuarantineError
 from materialize.model import OnlineStoreConfig
 from materialize.online import open_store
 from tests.airflow.project import START
@@ -46,7 +48,10 @@ def test_number_of_tasks_is_refused_before_the_run_exists(project: Project, para
         ({"end": "tomorrow"}, "end: expected a time such as '2026-01-31T00:00:00Z', found 'tomorrow'"),
         ({"start": "2026-01-31T00:00:00"}, "start: expected a time with a time zone such as '2026-01-31T00:00:00Z'"),
         ({"end": START.isoformat()}, "end: expected a time after the start"),
-        ({"dryrun": True}, "unknown fields 'dryrun'; the form has views, mode, start, end, store, dry_run, parallel"),
+        (
+            {"dryrun": True},
+            "unknown fields 'dryrun'; the form has views, mode, start, end, store, dry_run, parallel, force",
+        ),
         ({"mode": "verify", "start": None}, "end: expected nothing, because a verify takes the whole table, found"),
         ({"mode": "rebuild", "end": None}, "start: expected nothing, because a rebuild takes the whole table, found"),
         ({"store": "second"}, "store: feature view 'spending' is served from default, found 'second'"),
@@ -176,6 +181,35 @@ def test_rebuild_replaces_what_is_online_and_moves_the_watermark(project: Projec
     after = project.watermark("spending")
     assert (after.version, after.generation) == (2, before.generation + 1)
     assert run.events["default/spending"]["mode"] == "rebuild"
+
+
+def test_a_table_that_became_empty_is_rebuilt_only_by_force(project: Project) -> None:
+    run_dag("materialize_hourly")
+    DeltaTable(str(project.root / "spending")).delete()
+    before, form = project.watermark("spending"), {"views": ["spending"], "mode": "rebuild", "dry_run": False}
+
+    refused = run_dag(FORM, conf=form)
+    assert (refused.state, refused.tasks["plan[0]"]) == ("failed", "failed")
+    assert "found 0 live rows, where there were 1" in str(refused.errors["plan[0]"])
+    assert (project.amount("spending", 1), project.watermark("spending")) == (1.0, before)
+
+    forced = run_dag(FORM, conf=form | {"force": True})
+    assert forced.state == "success"
+    assert project.vector("spending", 1).status == "missing"
+
+
+def test_too_many_quarantined_rows_are_committed_only_by_force(project: Project) -> None:
+    project.say("spending", "max_quarantined: 10%")
+    run_dag("materialize_hourly")
+    project.add("spending", 2, event=40, amount=2.0)
+    form = {"views": ["spending"], "mode": "rebuild", "dry_run": False}
+
+    refused = run_dag(FORM, conf=form)
+    assert isinstance(refused.errors["to_default.write[0]"], QuarantineError)
+    assert project.watermark("spending").version is None
+
+    assert run_dag(FORM, conf=form | {"force": True}).state == "success"
+    assert project.watermark("spending").version == 1
 
 
 def test_dry_run_of_a_rebuild_writes_nothing(project: Project) -> None:
