@@ -130,9 +130,8 @@ def write_piece(
 ) -> PieceReport:
     """Write one piece of a begun plan: read keys and order, pick the latest rows, read their features, encode, send.
 
-    After it returns, every row of the piece is stored, counted as stale or unchanged, expired or quarantined; quarantined rows are in
-    the view's quarantine table, where it has one. If it raises, any subset is stored, and writing the piece again is harmless.
-    *progress* gets the number of entities of each finished write.
+    After it returns, every row of the piece is stored, counted as stale or unchanged, expired, or kept in quarantine. If it raises,
+    any subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
     """
     started, report = time.monotonic(), PieceReport()
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
@@ -146,10 +145,8 @@ def write_piece(
         quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
         for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
             quarantine.keep(work.without_erased(rows))
-        if work.gone:
-            every = report.rows_read if plan.pieces == 1 else max(plan.rows, report.rows_read)
-            check_quarantined(view, plan, report, rows=every)
         for entities in work.gone:
+            check_quarantined(view, plan, report, rows=max(report.rows_read, plan.rows * (plan.pieces > 1)))
             report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.positions, report.lost = store.positions(), readback.missing(view, store, writer.sample, now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
@@ -193,8 +190,7 @@ class Snapshot:
     def refused(self) -> Iterator[pl.DataFrame]:
         """The rows of these that cannot be stored, as the quarantine table has them (`offline.told_rows`)."""
         work, plan = self.work, self.work.plan
-        for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=work.now):
-            yield work.without_erased(rows)
+        return told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=work.now)
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:

@@ -128,6 +128,8 @@ def _tried(
     for _ in snapshot.records(_of(snapshot, view, rows["entity"])):
         pass  # what cannot be stored comes out on the way
     still = pl.concat([rows.clear(), *snapshot.refused()]).unique("id", keep="last")
+    erased = [entity for entity, head in online.items() if head.floor >= ERASED]
+    still = still.filter(~pl.col("entity").is_in(erased).fill_null(value=False))
     Quarantine(view, run.store_name).keep(still)
     free = rows.join(still, on="id", how="anti")["entity"].drop_nulls()
     if free.is_empty():

@@ -384,7 +384,7 @@ MUTANTS = (
     Mutant(
         "guard: entities removed before max_quarantined is asked",
         "piece.py",
-        "        check_quarantined(view, plan, report, rows=every)\n",
+        "        check_quarantined(view, plan, report, rows=max(report.rows_read, plan.rows * (plan.pieces > 1)))\n",
         "",
         "tests/test_guard.py",
     ),
