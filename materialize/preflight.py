@@ -31,7 +31,7 @@ SMALL_RUN = 1_000
 LOOKED_UP, WEIGHED = 1_000, 20
 #: Bytes that a server needs per key beside key and value: entries of two tables, string headers, rounding by malloc.
 #: Measured by tests/test_preflight.py; records that are there are weighed instead.
-OVERHEAD = 80
+OVERHEAD = 64
 #: Bytes of a value of variable size where nothing is known of it, and of a key's prefix.
 UNKNOWN, PREFIX = 16, 8
 

@@ -75,7 +75,7 @@ class Writer:
         """What a full store lacks for the batch of *rows* with *nbytes* and for all that would come after it."""
         handled = int(self.outcomes.sum())
         left = max(self.rows - handled, rows)
-        return f"Of this piece {int(self.outcomes[WRITTEN]):,} rows were written; up to {left:,} more need about {left * nbytes // max(rows, 1):,} bytes."
+        return f"Of this piece {int(self.outcomes[WRITTEN]):,} rows are known to be written; up to {left:,} more need about {left * nbytes // max(rows, 1):,} bytes."
 
     def _pause(self, seconds: float) -> None:
         if self.over.wait(seconds):
