@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from materialize import pipeline
-from materialize.errors import OnlineStoreError
+from materialize.errors import OnlineStoreError, StoreFullError
 from materialize.online.redis import RedisStore
 from tests.faults.oracle import Oracle
 from tests.stepping import incremental, run, served
@@ -74,12 +74,14 @@ def test_a_first_load_that_cannot_fit_is_refused_with_figures_before_the_first_w
 
 def test_force_begins_all_the_same(table: Table, limited: servers.Server) -> None:
     fill(table, 0, ROWS)
-    with RedisStore(limited.url) as store:
+    with RedisStore(f"{limited.url}?patience=0.2") as store:
         free(limited, 300_000)
-        with pytest.raises(OnlineStoreError, match="could not begin"):
-            incremental(table, store)
+        with pytest.raises(StoreFullError, match="are free"):
+            pipeline.incremental(table.view, store, replace(run(), force=True))
+        assert limited.client.exists("fs:spending:watermark")
+
         limited.client.config_set("maxmemory", 0)
-        pipeline.incremental(table.view, store, replace(run(), force=True))
+        incremental(table, store, "with room")
         assert served(table.view, store) == Oracle(table).expected()
 
 
