@@ -7,16 +7,20 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from typer.testing import CliRunner
 
 from materialize import pipeline, readback
+from materialize.cli import app
 from materialize.errors import OnlineStoreError, StoreChangedError
 from materialize.online.redis import RedisStore
 from tests.faults.oracle import Oracle
+from tests.projects import PAST, Project
 from tests.stepping import incremental, plan_of, position, records, run, served
 from tests.tables import NOW, Table, row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests import servers
 
@@ -178,6 +182,31 @@ def test_an_evicting_server_is_loaded_when_that_is_accepted_or_cannot_happen(
     with RedisStore(limited.url + ("?eviction=allow" if how == "option" else "")) as store:
         pipeline.incremental(table.view, store, replace(run(), force=how == "force"))
         assert served(table.view, store) == Oracle(table).expected()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("incremental", "spending"),
+        ("rebuild", "spending"),
+        ("backfill", "spending", "--start", "2000-01-01T00:00Z", "--end", "2100-01-01T00:00Z"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_force_on_the_command_line(tmp_path: Path, limited: servers.Server, command: tuple[str, ...]) -> None:
+    project = Project(tmp_path, limited.url)
+    project.table.append(row("user", PAST + 1, 1.0))
+    limited.client.config_set("maxmemory-policy", "allkeys-lru")
+    environment = {"MATERIALIZE_CONFIG": str(project.config), "NO_COLOR": "1"}
+
+    refused = CliRunner().invoke(app, command, env=environment)
+    assert refused.exit_code == 1
+    assert "found maxmemory-policy 'allkeys-lru'" in refused.stderr
+    assert limited.client.dbsize() == 0
+
+    forced = CliRunner().invoke(app, [*command, "--force"], env=environment)
+    assert forced.exit_code == 0, forced.output
+    assert limited.client.exists("fs:spending:{user}")
 
 
 # --- evictions and losses while a run writes -----------------------------------------------------------------------------
