@@ -78,23 +78,20 @@ def facts_to_json(facts: Facts | None) -> dict[str, Any] | None:
 
 def facts_from_json(values: Mapping[str, Any] | None) -> Facts | None:
     """The facts in a watermark; None where it has none, or those of another release."""
+    if values is None:
+        return None
     names = [field.name for field in fields(Evidence)]
     try:
-        return (
-            None
-            if values is None
-            else {node: Evidence(*(told[name] for name in names)) for node, told in values.items()}
-        )
+        return {node: Evidence(*(told[name] for name in names)) for node, told in values.items()}
     except KeyError:
         return None
 
 
 def since_watermark(then: Facts, now: Facts) -> Verdict:
     """What happened to the servers between the facts in a watermark and a later run that reads this watermark."""
-    verdicts = [
-        _joined(_eviction(then[node], now[node]), _history(then[node], now[node])) for node in then if node in now
-    ]
-    if set(then) != set(now):
+    pairs = _paired(then, now)
+    verdicts = [_joined(_eviction(before, after), _history(before, after)) for before, after in pairs]
+    if len(pairs) < len(then) or len(now) > len(then):
         # Each server that holds a part has its own copy of the watermark, and the oldest counts.
         verdicts.append(Verdict(f"the store had {len(then)} servers and has {len(now)}, or others"))
     return _joined(*verdicts)
@@ -102,7 +99,7 @@ def since_watermark(then: Facts, now: Facts) -> Verdict:
 
 def during_run(then: Facts, now: Facts, positions: Mapping[str, int]) -> Verdict:
     """What happened to what a run wrote: *positions* are its last writes, as `position` names histories -> the offset after it."""
-    verdicts = [_eviction(then[node], now[node]) for node in then if node in now]
+    verdicts = [_eviction(before, after) for before, after in _paired(then, now)]
     verdicts += [_survived(name, offset, now) for name, offset in positions.items()]
     return _joined(*verdicts)
 
@@ -110,6 +107,16 @@ def during_run(then: Facts, now: Facts, positions: Mapping[str, int]) -> Verdict
 def position(run_id: str, replid: str) -> str:
     """The name of a history in a process, as a key of *positions*."""
     return f"{run_id}/{replid}"
+
+
+def _paired(then: Facts, now: Facts) -> list[tuple[Evidence, Evidence]]:
+    """Each server of *then* that is there, with what it says now: the one that goes on with its history, else the one of its name."""
+    pairs = []
+    for node, before in then.items():
+        heirs = [after for after in now.values() if before.replid in {after.replid, after.replid2}]
+        if after := next(iter(heirs), now.get(node)):
+            pairs.append((before, after))
+    return pairs
 
 
 def _eviction(then: Evidence, now: Evidence) -> Verdict:

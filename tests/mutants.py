@@ -297,6 +297,13 @@ MUTANTS = (
                 "tests/test_store_check.py",
             ),
             (
+                "evictions in a run not counted",
+                "evidence.py",
+                "    verdicts = [_eviction(before, after) for before, after in _paired(then, now)]\n    verdicts += ",
+                "    verdicts = ",
+                "tests/test_store_check.py",
+            ),
+            (
                 "remembered entities not missed",
                 "store_check.py",
                 "if plan.reads_changes and (found.lost or gone):",

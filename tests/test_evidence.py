@@ -81,6 +81,21 @@ def test_each_server_of_several_is_compared_with_itself() -> None:
     assert since_watermark(then, {"one": THEN}).words == "the store had 2 servers and has 1, or others"
 
 
+def test_a_replica_of_another_name_goes_on_for_the_server_whose_history_it_has() -> None:
+    then = {"10.0.0.1": THEN, "10.0.0.2": replace(THEN, run_id="run9", replid="d" * 40)}
+    others = {"10.0.0.2": then["10.0.0.2"]}
+
+    kept = since_watermark(then, others | {"10.0.0.9": replace(THEN, **taken_over(1_000))})
+    lost = since_watermark(then, others | {"10.0.0.9": replace(THEN, **taken_over(900))})
+
+    assert (kept.lost, kept.words) == (
+        False,
+        since_watermark({"s": THEN}, {"s": replace(THEN, **taken_over(1_000))}).words,
+    )
+    assert lost.lost
+    assert "100 bytes written before the watermark are lost" in lost.words
+
+
 def test_facts_are_read_as_they_were_written_and_those_of_another_release_are_none() -> None:
     facts = {"server": THEN}
     told = facts_to_json(facts)
