@@ -137,7 +137,7 @@ def write_piece(
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
     with Pacer(store, view.name) as pacer:
-        with Writer(store, progress) as writer:
+        with Writer(store, progress, rows=plan.rows // plan.pieces) as writer:
             for keys, part in _batches(work, read(work)):
                 floor = part.call.floor
                 batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
@@ -148,7 +148,7 @@ def write_piece(
         for entities in work.gone:
             check_quarantined(view, plan, report, rows=max(report.rows_read, plan.rows * (plan.pieces > 1)))
             report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
-    report.positions, report.lost = store.positions(), readback.missing(view, store, writer.sample, now)
+    report.positions, report.lost = store.positions(), readback.missing(view, store, *writer.sample(), now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
     report.entities = report.stale + report.written + report.unchanged + report.expired
     report.held_back, report.probe = pacer.held_back, pacer.probe

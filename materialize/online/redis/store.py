@@ -225,7 +225,7 @@ class RedisStore(OnlineStore):
 
     def evidence(self) -> Facts | None:
         with self._translated("ask what happened to"):
-            return {"server": evidence_of(self.client.info(), int(self.pool.connection_kwargs.get("db", 0) or 0))}
+            return {"server": evidence_of(self.client.info())}
 
     def positions(self) -> dict[str, int]:
         with self.lock:
@@ -301,7 +301,8 @@ class RedisStore(OnlineStore):
         """The server's memory and what to do, for a message."""
         try:
             info: dict[str, Any] = self.client.info("memory")
-            figures = f"It uses {info['used_memory']:,} of {info['maxmemory']:,} bytes. "
+            used, maxmemory = info["used_memory"], info["maxmemory"]
+            figures = f"It uses {used:,} of {maxmemory:,} bytes, {max(maxmemory - used, 0):,} are free. "
         except driver.RedisError:
             figures = ""
         return (
