@@ -71,9 +71,9 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     After it returns, each entity online equals its latest storable row at the report's ``to_version``.
     """
     with held_by(run, store, view.name, "incremental") as run:  # noqa: PLR1704 - nothing here uses the other one
-        plan = begin(
-            view, store, make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id)
-        )
+        plan = make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id)
+        run.now()  # raises where the lease was lost meanwhile, before anything is claimed
+        plan = begin(view, store, plan)
         pieces = [
             write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
         ]
@@ -96,7 +96,9 @@ def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval
 def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
     with held_by(run, store, view.name, "rebuild") as run:  # noqa: PLR1704 - nothing here uses the other one
-        plan = begin(view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id))
+        plan = make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id)
+        run.now()  # as above
+        plan = begin(view, store, plan)
         pieces = [
             write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
         ]
@@ -140,8 +142,9 @@ def make_plan(
     Raises RebuildNeeded when an incremental run cannot be exact and the view does not say ``on_rebuild_needed: auto``,
     OfflineStoreError when the table cannot be read.
     """
-    table = open_table(view)
+    # Before the table is pinned: a run that stands still in between must not claim, with its older table, the watermark of a successor.
     text = with_retry(partial(watermark.read_text, store, view.name))
+    table = open_table(view)
     found = None if text is None else Watermark.from_json(text)
     path = choose_path(view, mode, found, table.table_id)
     changes: list[Change] = []
