@@ -113,6 +113,7 @@ def _begun(
     """Within it the view's lease is held; gives the run that looks after it, and its plan, begun."""
     with held_by(run, store, view.name, mode) as held:
         made = make_plan(view, store, mode=mode, store_name=run.store_name, run_id=run.run_id, force=run.force)
+        # now() raises where the lease was lost meanwhile, before anything is claimed
         yield held, begin(view, store, made, now=held.now())
 
 
@@ -162,8 +163,9 @@ def make_plan(
     Raises RebuildNeeded when an incremental run cannot be exact and the view does not say ``on_rebuild_needed: auto``,
     OfflineStoreError when the table cannot be read, or has lost so many rows that it looks like a mistake (`materialize.guard`).
     """
-    table = open_table(view)
+    # Before the table is pinned: a run that stands still in between must not claim, with its older table, the watermark of a successor.
     text = with_retry(partial(watermark.read_text, store, view.name))
+    table = open_table(view)
     found = None if text is None else Watermark.from_json(text)
     path = choose_path(view, mode, found, table.table_id)
     changes: list[Change] = []

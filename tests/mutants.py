@@ -234,8 +234,8 @@ MUTANTS = (
     Mutant(
         "planning makes the schema known",
         "pipeline.py",
-        "    table = open_table(view)\n    text =",
-        "    table = open_table(view)\n    watermark.register_schema(store, view)\n    text =",
+        "    table = open_table(view)\n    found =",
+        "    table = open_table(view)\n    watermark.register_schema(store, view)\n    found =",
     ),
     # --- what is told and stored ---
     Mutant(
