@@ -264,6 +264,53 @@ MUTANTS = (
             ),
         )
     ),
+    # --- real processes and a bad network ---
+    Mutant(
+        "watermark moved before the write, seen by kills",
+        "pipeline.py",
+        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id)\n",
+        "    if not plan.snapshot:\n"
+        "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
+        "            early = Watermark.from_json(plan.watermark)\n"
+        "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
+        "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
+        "        return replace(plan, schema_id=schema_id)\n",
+        "tests/proofs/test_kills.py",
+    ),
+    Mutant(
+        "watermark moved before the write, seen by failpoints",
+        "pipeline.py",
+        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id)\n",
+        "    if not plan.snapshot:\n"
+        "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
+        "            early = Watermark.from_json(plan.watermark)\n"
+        "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
+        "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
+        "        return replace(plan, schema_id=schema_id)\n",
+        "tests/proofs/test_failpoints.py",
+    ),
+    Mutant(
+        "unfinished rebuild not remembered, seen by failpoints",
+        "pipeline.py",
+        "    text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))\n",
+        "    text = plan.watermark\n",
+        "tests/proofs/test_failpoints.py",
+    ),
+    Mutant(
+        "row of a lost reply counted as written",
+        "piece.py",
+        "    report.stale, report.written, report.unchanged = writer.outcomes.tolist()\n",
+        "    report.stale, report.written, report.unchanged = writer.outcomes.tolist()\n"
+        "    report.written, report.unchanged = report.written + report.unchanged, 0\n",
+        "tests/proofs/test_faults.py::test_rows_of_a_lost_reply_count_as_unchanged_and_removals_not_at_all",
+    ),
+    Mutant(
+        "connection given back to the pool after an error",
+        "online/redis/store.py",
+        "                connection.disconnect()",
+        "                pass",
+        "tests/proofs/test_faults.py::test_replies_behind_an_error_never_answer_a_later_request",
+    ),
     # --- DynamoDB ---
     Mutant(
         "DynamoDB: floor not in the condition",

@@ -8,20 +8,25 @@ import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+import redis
 
 from materialize import pipeline
 from materialize.errors import UnavailableError
 from materialize.model import Retention
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
+from materialize.order import UNCHANGED, WRITTEN
+from materialize.retry import with_retry
 from materialize.testing import Row, make_batch
 from tests.fault_proxy import KINDS, Fault, FaultProxy
 from tests.proofs.oracle import Lake, unpacked, wrong_keys
 from tests.proofs.story import Story
-from tests.stepping import adds_up, records, run
+from tests.stepping import adds_up, incremental, position, records, run
+from tests.tables import row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from materialize.model import FeatureView, RunReport
     from materialize.online.base import OnlineStore
     from tests import servers
+    from tests.tables import Table
 
 pytestmark = [pytest.mark.e2e, pytest.mark.server]
 
@@ -151,7 +157,9 @@ def test_runs_through_a_bad_network_are_exact_and_count_right(tmp_path: Path, va
 @pytest.mark.parametrize("reply", range(4))
 def test_a_reply_that_comes_too_late_never_answers_a_later_request(valkey: servers.Server, reply: int) -> None:
     """The client gave up waiting; the reply arrives when the next request is sent, as it would on the same connection."""
-    rows = [Row(b"%d" % number, event_us=5) for number in range(150)]
+    rows = [
+        Row(b"%d" % number, event_us=5) for number in range(100)
+    ]  # one request, so that nothing else frees the reply
     newer = [Row(b"%d" % number, event_us=6 if number % 3 else 4) for number in range(150)]
     with FaultProxy(valkey.port) as proxy, RedisStore(f"redis://127.0.0.1:{proxy.port}/0?timeout={TIMEOUT}") as store:
         store.merge("view", make_batch(rows), tie_wins=True, retention=FOREVER)
@@ -162,6 +170,94 @@ def test_a_reply_that_comes_too_late_never_answers_a_later_request(valkey: serve
 
         assert proxy.fired
         outcomes = store.merge("view", make_batch(newer), tie_wins=True, retention=FOREVER).tolist()
-        assert outcomes == [int(number % 3 > 0) for number in range(150)]
+        assert outcomes == [int(number % 3 > 0 or number >= 100) for number in range(150)]
         assert [record is not None for record in store.read("view", [b"0", b"absent", b"149"])] == [True, False, True]
         assert store.read_cell("view", "watermark") is None
+
+
+def test_replies_behind_an_error_never_answer_a_later_request(valkey: servers.Server) -> None:
+    """The first of two requests is refused, so the client leaves; the second one's reply arrives when it asks again."""
+    rows = [Row(b"%d" % number, event_us=5) for number in range(150)]
+    with pytest.raises(redis.exceptions.NoScriptError) as refused:
+        valkey.client.evalsha("0" * 40, 0)
+    line = f"-NOSCRIPT {refused.value}\r\n"
+
+    with FaultProxy(valkey.port) as proxy, RedisStore(f"redis://127.0.0.1:{proxy.port}/0?timeout={TIMEOUT}") as store:
+
+        def forget() -> None:
+            valkey.client.script_flush()
+            proxy.faults.append(Fault("down", proxy.passed["down"] + len(line), "late"))
+
+        proxy.faults.append(Fault("up", 0, "call", seen=b"EVALSHA", call=forget))
+        with pytest.raises(UnavailableError):
+            store.merge("view", make_batch(rows), tie_wins=True, retention=FOREVER)
+
+        assert [fault.kind for fault in proxy.fired] == ["call", "late"]
+        assert store.merge("view", make_batch(rows), tie_wins=True, retention=FOREVER).tolist() == [WRITTEN] * 150
+
+
+# --- what is counted when a write took effect and its reply was lost ---
+
+
+@pytest.mark.parametrize("cut", [0, 50, 150, 249])
+def test_rows_of_a_lost_reply_are_unchanged_when_they_are_sent_again(valkey: servers.Server, cut: int) -> None:
+    """The connection ends within the request that brings row *cut*: the requests before it took effect, a hundred rows each."""
+    batch = make_batch([Row(b"%d" % number, payload=b"payload <%d>" % number) for number in range(250)])
+    with FaultProxy(valkey.port, [Fault("up", 0, "cut", seen=b"payload <%d>" % cut)]) as proxy:
+        with RedisStore(f"redis://127.0.0.1:{proxy.port}/0?timeout={TIMEOUT}") as store:
+            outcomes = with_retry(partial(store.merge, "view", batch, tie_wins=True, retention=FOREVER)).tolist()
+
+        assert len(proxy.fired) == 1
+    done = cut // 100 * 100
+    assert outcomes == [UNCHANGED] * done + [WRITTEN] * (250 - done)
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Which reply never arrives, and what the report then counts (written, unchanged, deleted)."""
+
+    fault: Fault
+    counts: tuple[int, int, int]
+
+
+#: A window of 23 users with newer rows, 8 with other values, 5 that are deleted. A reply has one digit for each row of a request.
+LOST = {
+    "nothing": Lost(Fault("down", 0, "delay"), (31, 0, 5)),
+    "merge": Lost(Fault("down", 0, "cut", seen=b"$23\r\n"), (8, 23, 5)),
+    "replace": Lost(Fault("down", 0, "cut", seen=b"$8\r\n"), (23, 8, 5)),
+    "tombstones": Lost(Fault("down", 0, "cut", seen=b"$5\r\n"), (31, 0, 0)),
+    "watermark": Lost(Fault("up", 0, "call", seen=b'{"counts":{"'), (31, 0, 5)),
+}
+
+
+@pytest.mark.parametrize("reply", LOST)
+def test_rows_of_a_lost_reply_count_as_unchanged_and_removals_not_at_all(
+    table: Table, valkey: servers.Server, reply: str
+) -> None:
+    """The store is as after a calm run, and so is the sum of what was written and what was there already."""
+    table.append(*(row(f"u{number:02}", 1, float(number)) for number in range(40)))
+    lost = LOST[reply]
+    with FaultProxy(valkey.port) as proxy, RedisStore(valkey.url) as store, MemoryStore() as calm:
+        for one in (store, calm):
+            incremental(table, one, "before")
+        table.append(*(row(f"u{number:02}", 2, 1.5) for number in range(23)))
+        table.delta.update(predicate="user_id >= 'u23' AND user_id < 'u31'", updates={"amount": "2.5"})
+        table.delta.delete("user_id >= 'u35'")
+        expected = incremental(table, calm)
+        proxy.faults.append(replace(lost.fault, call=lambda: proxy.faults.append(cut_here(proxy))))
+
+        with RedisStore(f"redis://127.0.0.1:{proxy.port}/0?timeout={TIMEOUT}") as through:
+            report = incremental(table, through)
+
+        assert "cut" in [fault.kind for fault in proxy.fired] or reply == "nothing"
+        assert not proxy.faults
+        assert records(table.view, store) == records(table.view, calm)
+        assert position(table, store) == position(table, calm)
+    assert (report.written, report.unchanged, report.deleted) == lost.counts
+    assert (expected.written, expected.unchanged, expected.deleted) == LOST["nothing"].counts
+    assert report.entities == expected.entities == 31
+    assert report.rows_read == expected.rows_read
+
+
+def cut_here(proxy: FaultProxy) -> Fault:
+    return Fault("down", proxy.passed["down"], "cut")
