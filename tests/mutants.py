@@ -297,6 +297,13 @@ MUTANTS = (
         "tests/proofs/test_failpoints.py",
     ),
     Mutant(
+        "Redis: floor ignored",
+        "online/redis/lua/write.lua",
+        "if version > old_floor and (newer",
+        "if (newer",
+        "tests/proofs/test_batches.py",
+    ),
+    Mutant(
         "row of a lost reply counted as written",
         "piece.py",
         "    report.stale, report.written, report.unchanged = writer.outcomes.tolist()\n",

@@ -122,7 +122,7 @@ class Stepped:
 def _half(call: Callable[..., Any], view: str, batch: EncodedBatch, **named: Any) -> None:
     """Write every other row of *batch* in the order of their keys, for the order of a batch is not always the same."""
     keys = batch.keys.to_pylist()
-    call(view, part_of(batch, np.array(sorted(range(len(keys)), key=keys.__getitem__)[::2], dtype=int)), **named)
+    call(view, part_of(batch, sorted(range(len(keys)), key=keys.__getitem__)[::2]), **named)
 
 
 def _named(method: str, arguments: tuple[Any, ...]) -> str:
@@ -132,13 +132,14 @@ def _named(method: str, arguments: tuple[Any, ...]) -> str:
     return " ".join([method, *words])
 
 
-def part_of(batch: EncodedBatch, rows: Any) -> EncodedBatch:
+def part_of(batch: EncodedBatch, rows: list[int]) -> EncodedBatch:
     """The *rows* of a batch, by their numbers."""
+    some = np.array(rows, dtype=np.int64)
     return EncodedBatch(
-        keys=batch.keys.take(rows),
-        values=batch.values.take(rows),
-        event_us=batch.event_us[rows],
-        created_us=batch.created_us[rows],
-        version=batch.version[rows],
+        keys=batch.keys.take(some),
+        values=batch.values.take(some),
+        event_us=batch.event_us[some],
+        created_us=batch.created_us[some],
+        version=batch.version[some],
         tombstone=batch.tombstone,
     )
