@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from materialize.online.base import OnlineStore
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=300, help="runs to kill with work left, in tests/proofs/test_kills.py"
+    )
+
+
 def _server(kind: str) -> Iterator[servers.Server]:
     if servers.binary(kind) is None:
         if kind == "valkey" and os.environ.get("CI", "").lower() == "true":

@@ -45,6 +45,20 @@ class Caught:
     seconds: float
 
 
+#: The watermark moved before the write.
+MOVED_EARLY = (
+    "pipeline.py",
+    "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id, positions",
+    (
+        "    if not plan.snapshot:\n"
+        "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
+        "            early = Watermark.from_json(plan.watermark)\n"
+        "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
+        "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
+        "        return replace(plan, schema_id=schema_id, positions"
+    ),
+)
+
 MUTANTS = (
     # --- what changed ---
     Mutant(
@@ -209,14 +223,7 @@ MUTANTS = (
     # --- where a run stands ---
     Mutant(
         "watermark moved before the write",
-        "pipeline.py",
-        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id, positions",
-        "    if not plan.snapshot:\n"
-        "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
-        "            early = Watermark.from_json(plan.watermark)\n"
-        "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
-        "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
-        "        return replace(plan, schema_id=schema_id, positions",
+        *MOVED_EARLY,
     ),
     Mutant(
         "unfinished rebuild not remembered",
@@ -358,6 +365,46 @@ MUTANTS = (
                 "tests/faults/test_failover.py::test_with_replicas_asked_for_a_run_does_not_claim_what_only_the_primary_has",
             ),
         )
+    ),
+    # --- real processes and a bad network ---
+    Mutant(
+        "watermark moved before the write, seen by kills",
+        *MOVED_EARLY,
+        "tests/proofs/test_kills.py",
+    ),
+    Mutant(
+        "watermark moved before the write, seen by failpoints",
+        *MOVED_EARLY,
+        "tests/proofs/test_failpoints.py",
+    ),
+    Mutant(
+        "unfinished rebuild not remembered, seen by failpoints",
+        "pipeline.py",
+        "    text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))\n",
+        "    text = plan.watermark\n",
+        "tests/proofs/test_failpoints.py",
+    ),
+    Mutant(
+        "Redis: floor ignored",
+        "online/redis/lua/write.lua",
+        "if version > old_floor and (newer",
+        "if (newer",
+        "tests/proofs/test_batches.py",
+    ),
+    Mutant(
+        "row of a lost reply counted as written",
+        "piece.py",
+        "    report.stale, report.written, report.unchanged = writer.outcomes.tolist()\n",
+        "    report.stale, report.written, report.unchanged = writer.outcomes.tolist()\n"
+        "    report.written, report.unchanged = report.written + report.unchanged, 0\n",
+        "tests/proofs/test_faults.py::test_rows_of_a_lost_reply_count_as_unchanged_and_removals_not_at_all",
+    ),
+    Mutant(
+        "connection given back to the pool after an error",
+        "online/redis/store.py",
+        "            connection.disconnect()",
+        "            pass",
+        "tests/proofs/test_faults.py::test_replies_behind_an_error_never_answer_a_later_request",
     ),
     # --- DynamoDB ---
     Mutant(

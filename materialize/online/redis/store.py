@@ -131,15 +131,9 @@ class RedisStore(OnlineStore):
         subject = f"write {len(batch.keys):,} rows of feature view {view!r} to"
         with self._translated(subject):
             self.client.script_load(self.write_script.script)
-            connection = self.pool.get_connection()
-            try:
+            with self._connection() as connection:
                 replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
                 self._wrote(connection)
-            except BaseException:
-                connection.disconnect()  # type: ignore[no-untyped-call]  # unread replies must never answer a later request
-                raise
-            finally:
-                self.pool.release(connection)
         outcomes: Outcomes = np.frombuffer(replies, dtype=np.uint8) - ord("0")
         if foreign := int((outcomes == FOREIGN).sum()):
             raise OnlineStoreError(
@@ -254,7 +248,7 @@ class RedisStore(OnlineStore):
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """A connection of the pool; given up where a reply may be unread."""
+        """A connection of the pool; given up where a reply may be unread, which must never answer a later request."""
         connection = self.pool.get_connection()
         try:
             yield connection
