@@ -3,8 +3,9 @@
 A tombstone with the greatest floor there is (`materialize.order.ERASED`) takes the record's place, and stays for ever. It goes through
 the order rule like every other write, so it needs no lease and every store that keeps the rule keeps this promise.
 
-What is not erased: the rows in the Delta table and its quarantined rows, which their owner deletes (DELETE, then VACUUM), and older
-copies of the store: backups, append-only files, replicas that are cut off. A store that loses its data loses its tombstones too.
+``materialize forget`` erases its quarantined rows too (`materialize.offline.erase`). What is not erased: the rows in the Delta table,
+which their owner deletes (DELETE, then VACUUM), and older copies of the store: backups, append-only files, replicas that are cut off. A
+store that loses its data loses its tombstones too.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def receipt(
         "when": when.isoformat(),
         "by": by,
         "host": host,
-        "not_erased": "the Delta table, its quarantined rows, and older copies of the stores: DELETE and VACUUM there",
+        "not_erased": "the Delta table, and older copies of the stores: DELETE and VACUUM there",
     }
 
 

@@ -170,3 +170,15 @@ def test_too_many_quarantined_rows_end_a_run_with_1(project: Project) -> None:
     assert refused.exit_code == 1
     assert json.loads(refused.stdout)["error"] == "QuarantineError"
     assert (forced["quarantined"], forced["written"] + forced["unchanged"]) == (1, 1)
+
+
+def test_forget_erases_the_quarantined_rows_of_the_entity_and_no_others(project: Project) -> None:
+    fill(project)
+
+    (receipt,) = told(project, "forget", "spending", "b")
+
+    assert receipt["stores"] == [{"store": "default", "outcome": "erased; nothing was there; quarantined rows: 1"}]
+    left = told(project, "quarantine", "list", "--rows")
+    assert sorted(str(held["entity"]) for held in left) == ["None", "c"]
+    (again,) = told(project, "forget", "spending", "b")
+    assert again["stores"] == [{"store": "default", "outcome": "erased before"}]

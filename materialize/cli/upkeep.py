@@ -60,6 +60,7 @@ def release(
 def _forget(keys: list[str], outcomes: dict[bytes, dict[str, str]], target: Target) -> None:
     from materialize import forget as forgetting
     from materialize.entity_key import parse_key
+    from materialize.offline import erase
 
     try:
         entity_keys = [parse_key(key, target.view.join_keys) for key in keys]
@@ -68,7 +69,10 @@ def _forget(keys: list[str], outcomes: dict[bytes, dict[str, str]], target: Targ
     for key in dict.fromkeys(entity_keys):
         told = outcomes.setdefault(key, {})
         told[target.store_name] = "not known to be erased"
-        told[target.store_name] = forgetting.forget(target.store, target.view.name, key)
+        done = forgetting.forget(target.store, target.view.name, key)
+        told[target.store_name] = f"{done}; its quarantined rows are not known to be erased"
+        rows = erase(target.view, target.store_name, key)
+        told[target.store_name] = f"{done}; quarantined rows: {rows:,}" if rows else done
 
 
 def _opened(stack: ExitStack, path: Path | None) -> TextIO | None:
