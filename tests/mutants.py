@@ -334,7 +334,7 @@ MUTANTS = (
         "pipeline.py",
         "    text = with_retry(partial(watermark.read_text, store, view.name))\n    table = open_table(view)\n",
         "    table = open_table(view)\n    text = with_retry(partial(watermark.read_text, store, view.name))\n",
-        test="tests/faults/test_zombie.py",
+        test="tests/test_lease.py",
     ),
     Mutant(
         "watermark moved whatever it says",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from materialize import lease, pipeline, process, watermark
-from materialize.errors import BusyError, OnlineStoreError, UnavailableError
+from materialize.errors import BusyError, OnlineStoreError, UnavailableError, WatermarkError
 from materialize.lease import LASTING, Lease, Terms, current, free, holding
 from materialize.model import Interval
 from materialize.online.dynamodb import DynamoDbStore
@@ -216,6 +216,48 @@ def test_process_that_stood_still_asks_before_it_goes_on(store: Clocked) -> None
 
         with pytest.raises(BusyError):
             held.check()
+
+
+@pytest.mark.parametrize("mode", ["incremental", "rebuild"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_run_that_stands_still_at_the_watermark_overwrites_nothing(table: Table, mode: str, when: str) -> None:
+    """*when*: a successor finishes before or after the run looks at the watermark."""
+    store = Meanwhile()
+    incremental(table, store)
+    table.append(row("a", 2, 2.0), row("b", 2, 2.0))
+
+    def successor() -> None:
+        free(store, VIEW)
+        table.append(row("a", 3, 3.0), row("c", 3, 3.0))
+        table.delta.delete("user_id = 'b'")
+        incremental(table, store, "successor")
+
+    setattr(store, when, [successor])
+    with suppress(BusyError, WatermarkError):
+        getattr(pipeline, mode)(table.view, store, Run("default", "zombie", lambda: NOW))
+
+    assert (store.before, store.after) == ([], [])
+    assert amounts(table, store) == {"a": 3.0, "c": 3.0}
+    if when == "after":
+        assert json.loads(store.read_cell(VIEW, "watermark"))["run_id"] == "successor"
+
+
+class Meanwhile(MemoryStore):
+    """A store with something to happen once, before or after the next look at the watermark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: list[Any] = []
+        self.after: list[Any] = []
+
+    def read_cell(self, view: str, name: str) -> bytes | None:
+        looked = name == "watermark"
+        if looked and self.before:
+            self.before.pop()()
+        found = super().read_cell(view, name)
+        if looked and self.after:
+            self.after.pop()()
+        return found
 
 
 def test_lasting_lease_stays_between_tasks_and_is_taken_again_by_the_same_run_only(store: Clocked) -> None:
