@@ -526,6 +526,56 @@ MUTANTS = (
         "",
         "tests/test_guard.py",
     ),
+    # --- one run at a time, and erased entities ---
+    Mutant(
+        "table pinned before the watermark is read",
+        "pipeline.py",
+        "    text = with_retry(partial(watermark.read_text, store, view.name))\n    table = open_table(view)\n",
+        "    table = open_table(view)\n    text = with_retry(partial(watermark.read_text, store, view.name))\n",
+        test="tests/test_lease.py",
+    ),
+    Mutant(
+        "watermark moved whatever it says",
+        "watermark.py",
+        "if _oldest(store, view, copies) == expected and store",
+        "if store",
+        test="tests/faults/test_zombie.py",
+    ),
+    Mutant(
+        "process that lives counts as over",
+        "process.py",
+        'OVER = ("Z", "X")',
+        'OVER = ("Z", "X", "R", "S")',
+        test="tests/test_lease.py::test_lease_of_a_dead_process_of_this_host_is_free_at_once",
+    ),
+    Mutant(
+        "lease taken without comparing",
+        "lease.py",
+        "if found is None or found.token == wanted.token or found.ended(now_us):",
+        "if True:",
+        test="tests/test_lease.py::test_second_run_is_told_who_is_at_it_and_writes_nothing",
+    ),
+    Mutant(
+        "run that lost its lease goes on",
+        "lease.py",
+        "        if self.lost:\n            raise BusyError(",
+        "        if self.lost == 'never':\n            raise BusyError(",
+        test="tests/test_lease.py::test_run_whose_lease_was_taken_over_stops_before_its_next_write",
+    ),
+    Mutant(
+        "erased for as long as a deleted entity",
+        "forget.py",
+        "keep_until_us=253_402_300_799_000_000",
+        "keep_until_us=4_000_000_000_000_000",
+        test="tests/test_forget.py::test_it_stays_when_what_is_due_is_purged",
+    ),
+    Mutant(
+        "erased at the version of its record only",
+        "forget.py",
+        "codec.tombstones([key], ERASED), at=ERASED,",
+        "codec.tombstones([key], 1), at=1,",
+        test="tests/test_forget.py",
+    ),
 )
 
 

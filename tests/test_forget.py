@@ -11,20 +11,24 @@ import pytest
 from materialize import pipeline, watermark
 from materialize.forget import erased, forget, key_hash, receipt
 from materialize.model import Interval, to_us
+from materialize.online.dynamodb import DynamoDbStore
 from materialize.order import ERASED, STALE, UNCHANGED
 from materialize.testing import make_batch
 from materialize.testing.batches import FOREVER, Row
 from materialize.verify import verify
 from tests.projects import PAST, Project
-from tests.stepping import amounts, incremental, run
+from tests.servers import free_port
+from tests.stepping import amounts, incremental, plan_of, run
 from tests.tables import NOW, T0, Table, row
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from materialize.online.base import OnlineStore
+    from tests.dynamodb_local import DynamoDbLocal
 
 VIEW = "spending"
+DAY = Interval(T0, T0 + timedelta(days=1))
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def test_no_version_replaces_or_merges_over_an_erased_record(loaded: OnlineStore
 def test_no_run_brings_it_back(table: Table, loaded: OnlineStore) -> None:
     table.append(row("b", 5, 5.0), row("a", 5, 5.0))
     incremental(table, loaded, "changes")
-    pipeline.backfill(table.view, loaded, run("backfill"), Interval(T0, T0 + timedelta(days=1)))
+    pipeline.backfill(table.view, loaded, run("backfill"), DAY)
     pipeline.rebuild(table.view, loaded, run("rebuild"))
     report = verify(table.view, loaded, run("verify"), repair=True)
 
@@ -72,6 +76,58 @@ def test_no_run_brings_it_back(table: Table, loaded: OnlineStore) -> None:
     incremental(table, loaded, "deleted")
     pipeline.rebuild(table.view, loaded, run("again"))
     assert erased(record(loaded))
+
+
+def test_neither_late_rows_nor_a_replay_nor_an_older_backfill_bring_it_back(
+    table: Table, any_store: OnlineStore
+) -> None:
+    """What was planned before it was erased is written after it: whole, twice, and older."""
+    table.append(row("a", 100, 1.0), row("b", 100, 2.0))
+    first = pipeline.begin(table.view, any_store, plan_of(table, any_store, run_id="first"))
+    old = pipeline.begin(table.view, any_store, plan_of(table, any_store, "backfill", "old", interval=DAY))
+    incremental(table, any_store)
+    table.append(row("b", 200, 3.0), row("a", 200, 3.0))
+    planned = pipeline.begin(table.view, any_store, plan_of(table, any_store, run_id="planned"))
+
+    forget(any_store, VIEW, b"b")
+    before = record(any_store)
+    for plan in (planned, first, planned, old):
+        pieces = [pipeline.write_piece(table.view, any_store, plan, piece, now=NOW) for piece in range(plan.pieces)]
+        if plan is planned:
+            pipeline.commit(table.view, any_store, plan, pieces, now=NOW)
+    table.append(row("b", 50, 9.0), row("c", 50, 4.0))
+    incremental(table, any_store, "late")
+    pipeline.backfill(table.view, any_store, run("backfill"), Interval(T0, T0 + timedelta(minutes=60)))
+
+    assert record(any_store) == before
+    assert amounts(table, any_store) == {"a": 3.0, "c": 4.0}
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+@pytest.mark.parametrize("tables", ["per_view", "shared"])
+def test_erased_entity_stays_away_on_dynamodb(table: Table, dynamodb_local: DynamoDbLocal, tables: str) -> None:
+    dynamodb_local.drop_tables()
+    address = f"dynamodb://key:secret@eu-central-1/fs?endpoint_url={dynamodb_local.endpoint}&table={tables}"
+    table.append(row("a", 1, 1.0), row("b", 1, 2.0, country="s3cret-value"))
+    with DynamoDbStore(address) as store:
+        store.setup(VIEW)
+        incremental(table, store)
+
+        assert shows(dynamodb_local, "s3cret-value")
+        assert forget(store, VIEW, b"b") == "erased"
+        table.append(row("b", 5, 5.0), row("a", 5, 5.0))
+        incremental(table, store, "changes")
+        pipeline.rebuild(table.view, store, run("rebuild"))
+
+        assert erased(record(store))
+        assert amounts(table, store) == {"a": 5.0}
+        assert not shows(dynamodb_local, "s3cret-value")
+
+
+def shows(local: DynamoDbLocal, text: str) -> bool:
+    """Whether any item of any table has *text* in an attribute."""
+    return any(text in str(local.items(table)) for table in local.client.list_tables()["TableNames"])
 
 
 def test_it_stays_when_what_is_due_is_purged(loaded: OnlineStore) -> None:
@@ -146,6 +202,18 @@ def test_key_of_the_wrong_shape_and_a_file_that_cannot_be_written_erase_nothing(
     assert project.run("forget", "spending", "a|b").returncode == 2
     assert project.run("forget", "spending", "a", "--receipt", str(tmp_path)).returncode == 2
     assert project.json("lookup", "spending", "a")[0]["status"] == "present"
+
+
+def test_receipt_says_which_store_is_not_known_to_be_erased(tmp_path: Path) -> None:
+    project = Project(tmp_path, f"redis://127.0.0.1:{free_port()}/0?timeout=0.2")
+    project.table.append(row("a", PAST, 1.0))
+    file = tmp_path / "receipts.jsonl"
+
+    ended = project.run("forget", "spending", "secret-key", "--receipt", str(file))
+
+    assert ended.returncode == 1
+    assert "secret-key" not in ended.stdout + ended.stderr
+    assert json.loads(file.read_text())["stores"] == [{"store": "default", "outcome": "not known to be erased"}]
 
 
 def test_command_frees_a_view(tmp_path: Path) -> None:

@@ -9,25 +9,35 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from materialize import lease, pipeline, process, watermark
-from materialize.errors import BusyError, OnlineStoreError, UnavailableError
+from materialize.errors import BusyError, OnlineStoreError, UnavailableError, WatermarkError
 from materialize.lease import LASTING, Lease, Terms, current, free, holding
 from materialize.model import Interval
+from materialize.online.dynamodb import DynamoDbStore
 from materialize.online.memory import MemoryStore
+from materialize.online.redis import RedisStore
+from materialize.online.sqlite import SqliteStore
 from materialize.pipeline import Run
 from materialize.testing import CrashingStore
 from materialize.verify import verify
+from tests.projects import PAST, Project
 from tests.stepping import amounts, incremental, position
 from tests.tables import NOW, T0, Table, row
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests import servers
+    from tests.dynamodb_local import DynamoDbLocal
 
 VIEW = "spending"
 SHORT = Terms(seconds=0.3)
@@ -208,6 +218,48 @@ def test_process_that_stood_still_asks_before_it_goes_on(store: Clocked) -> None
             held.check()
 
 
+@pytest.mark.parametrize("mode", ["incremental", "rebuild"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_run_that_stands_still_at_the_watermark_overwrites_nothing(table: Table, mode: str, when: str) -> None:
+    """*when*: a successor finishes before or after the run looks at the watermark."""
+    store = Meanwhile()
+    incremental(table, store)
+    table.append(row("a", 2, 2.0), row("b", 2, 2.0))
+
+    def successor() -> None:
+        free(store, VIEW)
+        table.append(row("a", 3, 3.0), row("c", 3, 3.0))
+        table.delta.delete("user_id = 'b'")
+        incremental(table, store, "successor")
+
+    setattr(store, when, [successor])
+    with suppress(BusyError, WatermarkError):
+        getattr(pipeline, mode)(table.view, store, Run("default", "zombie", lambda: NOW))
+
+    assert (store.before, store.after) == ([], [])
+    assert amounts(table, store) == {"a": 3.0, "c": 3.0}
+    if when == "after":
+        assert json.loads(store.read_cell(VIEW, "watermark"))["run_id"] == "successor"
+
+
+class Meanwhile(MemoryStore):
+    """A store with something to happen once, before or after the next look at the watermark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: list[Any] = []
+        self.after: list[Any] = []
+
+    def read_cell(self, view: str, name: str) -> bytes | None:
+        looked = name == "watermark"
+        if looked and self.before:
+            self.before.pop()()
+        found = super().read_cell(view, name)
+        if looked and self.after:
+            self.after.pop()()
+        return found
+
+
 def test_lasting_lease_stays_between_tasks_and_is_taken_again_by_the_same_run_only(store: Clocked) -> None:
     with holding(store, VIEW, "dag/run", "incremental", LASTING, last=False):
         pass
@@ -267,3 +319,102 @@ def test_finished_run_that_cannot_give_its_lease_back_is_finished(
 
 def refusing(*_: object) -> bool:
     raise UnavailableError("no answer")
+
+
+# Servers' clocks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.server
+def test_clock_of_redis_is_the_servers(server: servers.Server) -> None:
+    with RedisStore(server.url) as asked:
+        before, now, after = server.client.time(), asked.now_us(VIEW), server.client.time()
+
+    assert before[0] * 1_000_000 + before[1] <= now <= after[0] * 1_000_000 + after[1]
+
+
+@pytest.mark.server
+@pytest.mark.xdist_group("dynamodb")
+def test_lease_on_dynamodb_goes_by_the_date_of_its_answers(dynamodb_local: DynamoDbLocal) -> None:
+    dynamodb_local.drop_tables()
+    told: list[int] = []
+    address = f"dynamodb://key:secret@eu-central-1/fs?endpoint_url={dynamodb_local.endpoint}"
+    with DynamoDbStore(address) as first, DynamoDbStore(address) as second:
+        first.setup(VIEW)
+        first.client.api.meta.events.register("after-call.dynamodb.GetItem", lambda **found: told.append(date(found)))
+
+        with holding(first, VIEW, "mine", "rebuild", Terms(seconds=30.0)) as held:
+            assert held.lease.taken_us in told
+            assert held.lease.taken_us % 1_000_000 == 0
+            assert held.lease.until_us == held.lease.taken_us + 30_000_000
+            assert current(second, VIEW) == held.lease
+            with pytest.raises(BusyError), holding(second, VIEW, "other", "rebuild", Terms()):
+                pass
+            held.renew()
+            held.check()
+        with holding(second, VIEW, "other", "rebuild", Terms()) as after:
+            assert free(first, VIEW) == after.lease
+            after.renew()
+            with pytest.raises(BusyError, match="freed by"):
+                after.check()
+
+
+def date(answer: dict[str, Any]) -> int:
+    told = answer["parsed"]["ResponseMetadata"]["HTTPHeaders"]["date"]
+    return int(parsedate_to_datetime(told).timestamp() * 1e6)
+
+
+# Commands --------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held_elsewhere(project: Project) -> Iterator[Lease]:
+    """The lease of a run of another host, in the project's store."""
+    with SqliteStore(project.url) as there:
+        until = there.now_us(VIEW) + 3_600_000_000
+        theirs = of_another_host(until)
+        assert there.compare_and_set_cell(VIEW, "lease", there.read_cell(VIEW, "lease"), theirs.to_json())
+        yield theirs
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
+    project.table.append(row("a", PAST, 1.0))
+    project.json("incremental")
+    return project
+
+
+def test_command_says_who_holds_a_view_and_stops_until_it_is_released(project: Project) -> None:
+    with held_elsewhere(project) as theirs:
+        (status,) = project.json("status")
+        refused = project.run("incremental")
+
+        assert status["held_by"] == str(theirs)
+        assert refused.returncode == 1
+        assert f"found that {theirs} is writing there" in " ".join(refused.stderr.split())
+        assert project.json("release", VIEW)[0]["lease"] == f"freed from {theirs}"
+        assert project.json("status")[0]["held_by"] is None
+        assert project.run("incremental").returncode == 0
+
+
+def test_command_that_waits_begins_when_the_view_is_free(project: Project) -> None:
+    project.table.append(row("a", PAST + 1, 2.0))
+    with held_elsewhere(project), SqliteStore(project.url) as there:
+        waiting = project.start("incremental", "--wait", "1m", "--json", "-v")
+        with waiting:
+            assert waiting.stderr is not None
+            for line in waiting.stderr:
+                if "waiting view=spending for the run theirs" in line:
+                    break
+            free(there, VIEW)
+            out, err = waiting.communicate(timeout=60)
+
+    assert waiting.returncode == 0, err
+    assert json.loads(out)["written"] == 1
+
+
+def test_wait_is_a_duration(project: Project) -> None:
+    ended = project.run("incremental", "--wait", "soon")
+
+    assert ended.returncode == 2
+    assert "expected a duration such as 90s, 5m or 1h" in " ".join(ended.stderr.split())
