@@ -125,6 +125,8 @@ def play(chapter: Chapter, server: servers.Server, seed: int) -> Counter[str]:
             assert after == records(view, calm), "other bytes than a calm run"
             assert adds_up(report), report
             assert report.entities == expected.entities == entities
+            assert report.rows_read == expected.rows_read
+            assert report.deleted <= expected.deleted
             assert (report.stale, report.expired) == (expected.stale, expected.expired)
             assert report.written + report.unchanged == expected.written + expected.unchanged
             changed = sum(before.get(key) != record for key, record in after.items())
