@@ -24,7 +24,6 @@ from materialize import process
 from materialize.errors import BusyError, MaterializeError, OnlineStoreError, UnavailableError
 from materialize.model import from_us
 from materialize.retry import with_retry
-from materialize.stop import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +58,9 @@ class Terms:
     lasting: bool = False
 
 
-#: Of a run whose steps are tasks of a scheduler: longer than the time between two of them, and than the pause before a second try.
-LASTING = Terms(seconds=900.0, lasting=True)
+#: Of a run whose steps are tasks of a scheduler: longer than the time between two of them. A task waits in its slot for a short run of
+#: another; for a longer one it is tried again.
+LASTING = Terms(seconds=900.0, wait=60.0, lasting=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +186,9 @@ def holding(
 ) -> Iterator[Held]:
     """Hold the lease of *view* in *store* for the run *holder* within the with block, renewed by a thread.
 
-    The same run takes a lasting lease again without waiting, so that a task may be tried again or cleared. It is given back at the
-    end, a lasting one only by the *last* task or when the run cannot go on. After a crash it ends with its process, as far as
-    others can see that, else by its time.
+    It is given back at the end, a lasting one by the *last* task or one that fails, stopped ones included: a second try takes it again.
+    The same run takes a lasting lease without waiting. After a crash it ends with its process, as far as others can see that, else by
+    its time.
 
     Raises BusyError when another run holds it for longer than ``terms.wait``; then nothing was written.
     """
@@ -199,16 +199,11 @@ def holding(
     except BaseException:
         _LIVE.discard(token)
         raise
-    goes_on = terms.lasting and not last
     held.thread.start()
+    goes_on = False
     try:
         yield held
-    except (UnavailableError, Stopped):
-        goes_on = terms.lasting  # it is tried again
-        raise
-    except BaseException:
-        goes_on = False
-        raise
+        goes_on = terms.lasting and not last
     finally:
         held.end(give_back=not goes_on)
 

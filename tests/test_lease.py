@@ -26,6 +26,7 @@ from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
 from materialize.online.sqlite import SqliteStore
 from materialize.pipeline import Run
+from materialize.stop import Stopped
 from materialize.testing import CrashingStore
 from materialize.verify import verify
 from tests.projects import PAST, Project
@@ -278,14 +279,17 @@ def test_lasting_lease_stays_between_tasks_and_is_taken_again_by_the_same_run_on
     assert current(store, VIEW) is None
 
 
-@pytest.mark.parametrize(("error", "kept"), [(UnavailableError, True), (OnlineStoreError, False)])
-def test_lasting_lease_of_a_task_that_fails_is_kept_if_it_is_tried_again(
-    store: Clocked, error: type[Exception], *, kept: bool
+@pytest.mark.parametrize("error", [UnavailableError("it"), OnlineStoreError("it"), Stopped(15)], ids=repr)
+def test_lasting_lease_of_a_task_that_fails_is_free_and_its_second_try_takes_it_again(
+    store: Clocked, error: BaseException
 ) -> None:
-    with pytest.raises(error), holding(store, VIEW, "dag/run", "incremental", LASTING, last=False):
-        raise error("what happened")
+    with pytest.raises(type(error)), holding(store, VIEW, "dag/run", "incremental", LASTING, last=False):
+        raise error
 
-    assert (current(store, VIEW) is not None) == kept
+    assert current(store, VIEW) is None
+    with holding(store, VIEW, "dag/run", "incremental", LASTING, last=False):
+        pass
+    assert str(current(store, VIEW)).startswith("the run dag/run ")
 
 
 def test_operator_frees_a_lease_and_the_run_that_had_it_stops(store: Clocked) -> None:

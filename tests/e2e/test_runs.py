@@ -294,13 +294,13 @@ def test_a_backfill_beside_an_incremental_run_replaces_nothing_newer(world: Worl
     outdated = world.raw("back/older")
     world.commit(row("back/newer", 9.5, 9.0), row("back/older", 3.5, 3.0), row("back/missing", 2.5, 2.0))
     world.run()
-    # The store loses what it had: one record is as it was, one is gone.
-    world.server.client.mset(outdated)
-    world.server.client.delete("fs:spending:{back/missing}")
     newer = world.raw("back/newer")
     world.commit(*many("many/", 9.0, 1.0))
     run, _ = world.held_run()
     before = world.mark()
+    # The store loses what it had, after the run looked for that: one record is as it was, one is gone.
+    world.server.client.mset(outdated)
+    world.server.client.delete("fs:spending:{back/missing}")
 
     backfill = world.backfill(2, 3)
     world.airflow.wait_until(
