@@ -102,6 +102,24 @@ def test_remembered_entities_that_are_missing_are_said_and_repaired(
     assert incremental(table, store, "third").reason == "from the watermark at version 0"
 
 
+def test_a_repair_that_needs_a_new_generation_is_done_under_the_lease_of_the_run(
+    table: Table, store: RedisStore, server: servers.Server
+) -> None:
+    table.append(*users(0, 20))
+    incremental(table, store)
+    wrong = b"fs:spending:{user8}"
+    record = server.client.get(wrong)
+    server.client.set(wrong, record[:-1] + bytes([record[-1] ^ 1]))
+    server.client.delete("fs:spending:{user7}")
+    table.append(row("user9", 99, 9.9))
+
+    report = incremental(table, store, "second")
+
+    assert "missing 1, wrong 1, repaired 2" in report.reason
+    assert position(table, store) == (2, 1)
+    assert served(table.view, store) == Oracle(table).expected()
+
+
 def test_an_entity_that_is_gone_from_the_table_too_is_asked_for_once(
     table: Table, store: RedisStore, server: servers.Server
 ) -> None:
