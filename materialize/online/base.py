@@ -127,6 +127,20 @@ class OnlineStore(ABC):
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
         """Write *new* to the cell if it holds *expected* (None: nothing), atomically; whether it was written."""
 
+    def write_copies(self, view: str, name: str, content: bytes) -> None:  # noqa: B027 - most stores have one place
+        """Write *content* to the further copies of the cell *name*, whatever they hold; the cell itself stays.
+
+        A store of several servers keeps a copy at fixed places spread over all of them. After it returns, every place that `read_copies`
+        asks holds *content*; if it raises, any of them may. Does nothing where the cell is the only place.
+        """
+
+    def read_copies(self, view: str, name: str) -> list[bytes | None]:
+        """What the cell *name* of *view* and each of its copies hold, the cell first; None for one that is not there.
+
+        The number of copies may change when servers join or leave, so compare contents, and do not count.
+        """
+        return [self.read_cell(view, name)]
+
     @abstractmethod
     def purge(self, view: str, now_us: int) -> None:
         """Remove records of *view* whose retention ended before *now_us*. Does nothing where the store does it by itself."""

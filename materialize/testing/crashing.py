@@ -17,7 +17,7 @@ __all__ = ["CrashingStore"]
 
 
 class CrashingStore(OnlineStore):
-    """*store*, dying at write call number *after* (merge, replace and compare-and-set count), and at every later one.
+    """*store*, dying at write call number *after* (merge, replace, compare-and-set and copies of a cell count), and at every later one.
 
     *effect*: whether the call at which it dies still takes effect, as when only the reply is lost.
     """
@@ -47,6 +47,12 @@ class CrashingStore(OnlineStore):
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
         return bool(self._write(lambda: self.store.compare_and_set_cell(view, name, expected, new)))
+
+    def write_copies(self, view: str, name: str, content: bytes) -> None:
+        self._write(lambda: self.store.write_copies(view, name, content))
+
+    def read_copies(self, view: str, name: str) -> list[bytes | None]:
+        return self.store.read_copies(view, name)
 
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         return self.store.read(view, keys)
