@@ -23,9 +23,13 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
 
 
 def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
-    """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once."""
+    """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once.
+
+    A store that has a deadline of its own (Redis) has waited for it when it raises: such an error is not tried again here, so that
+    the deadline is what is waited in all, and not four times of it.
+    """
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(UnavailableError),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, UnavailableError) and not error.waited),
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
         sleep=sleep,
@@ -35,5 +39,5 @@ def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = t
         return retrying(call)
     except UnavailableError as error:
         raise UnavailableError(
-            f"{error}, attempt {ATTEMPTS} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers."
+            f"{error}, attempt {retrying.statistics['attempt_number']} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers."
         ) from None
