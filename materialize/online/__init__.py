@@ -24,15 +24,19 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
         from materialize.online.sqlite import SqliteStore
 
         return SqliteStore(config.url)
-    if scheme in {"redis", "rediss", "unix"}:
+    if scheme in {"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"}:
         from materialize.online.redis import RedisStore
 
         return RedisStore(config.url)
+    if scheme in {"redis+cluster", "rediss+cluster"}:
+        from materialize.online.redis import RedisClusterStore
+
+        return RedisClusterStore(config.url)
     if scheme == "dynamodb":
         from materialize.online.dynamodb import DynamoDbStore
 
         return DynamoDbStore(config.url, config.tables, config.prices)
     raise ConfigError(
         f"online store {config.name!r}: could not open {config.masked_url}: found the scheme {scheme!r}, "
-        "expected memory, sqlite, redis, rediss, unix or dynamodb. Nothing was read or written."
+        "expected memory, sqlite, redis, rediss, unix, redis+cluster, redis+sentinel or dynamodb. Nothing was read or written."
     )
