@@ -5,7 +5,9 @@
     |- OfflineStoreError    the owner of the Delta table
     |  `- RebuildNeeded     the operator: the change log cannot be followed, the snapshot can
     |- OnlineStoreError     the operator of the online store
+    |  |- StoreFullError    the operator: give it memory; what is written stays
     |  `- UnavailableError  nobody yet: a retry may help
+    |     `- StoreChangedError  nobody: it lost something of what a run wrote, which is written again
     |- WatermarkError       the operator: another run moved the watermark first
     `- MismatchError        the operator: readers see something else than the table has
 
@@ -22,6 +24,8 @@ __all__ = [
     "OfflineStoreError",
     "OnlineStoreError",
     "RebuildNeeded",
+    "StoreChangedError",
+    "StoreFullError",
     "UnavailableError",
     "WatermarkError",
 ]
@@ -57,6 +61,10 @@ class OnlineStoreError(MaterializeError):
     """The online store refused. Any part of the run may be written; the watermark stays, and running again is harmless."""
 
 
+class StoreFullError(OnlineStoreError):
+    """The online store has no memory left and evicts nothing. What is written stays, and the next run goes on from there."""
+
+
 class UnavailableError(OnlineStoreError):
     """The online store did not answer. Nothing is lost: the watermark stays, and running again is harmless.
 
@@ -64,6 +72,10 @@ class UnavailableError(OnlineStoreError):
     """
 
     waited: bool = False
+
+
+class StoreChangedError(UnavailableError):
+    """The online store lost, or may have lost, something of what a run wrote. The watermark does not claim it; run again."""
 
 
 class WatermarkError(MaterializeError):

@@ -293,6 +293,7 @@ class Watermark:
     one has a floor online, so that no run that began before can bring the row back; None is ``version``.
     ``generation`` rises when older values must win: a new table id, or a rebuild ordered by an operator. ``floor`` is the
     version number (`materialize.order.stamp`) of the newest snapshot that was brought online whole.
+    ``evidence``: what the store's servers said after the data was written (`materialize.evidence`), by node; None where they say nothing.
     ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
     """
 
@@ -307,6 +308,7 @@ class Watermark:
     event_us: int | None = None
     finished_us: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
+    evidence: dict[str, Any] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

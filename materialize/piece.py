@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from materialize import codec, latest
+from materialize import codec, latest, readback
 from materialize.entity_key import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.model import Watermark
@@ -56,7 +56,8 @@ BATCH_BYTES = 4 * 2**20
 class PieceReport:
     """What one piece of a run did, and while it is written, what it did so far; the counters of RunReport.
 
-    ``event_us``: greatest event time read.
+    ``event_us``: greatest event time read. ``positions``: where the piece's writes ended (`OnlineStore.positions`). ``lost``: rows
+    of a small sample of those written that were not there when they were read back.
     """
 
     rows_read: int = 0
@@ -71,6 +72,8 @@ class PieceReport:
     seconds: float = 0.0
     event_us: int | None = None
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
 
     def quarantine(self, reasons: dict[str, int]) -> None:
         """Count rows that cannot be stored."""
@@ -157,6 +160,7 @@ def write_piece(
             writer.submit(batch, part.call.write)
     for entities in work.gone:
         report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
+    report.positions, report.lost = store.positions(), readback.missing(view, store, writer.sample, now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
     report.entities = report.stale + report.written + report.unchanged + report.expired
     report.bytes, report.seconds = writer.nbytes, time.monotonic() - started

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING
 
 from materialize import decoder, watermark
-from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
+from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, StoreChangedError
+from materialize.evidence import facts_to_json
 from materialize.latest import ENGINE
 from materialize.model import COUNTERS, RunReport, Watermark, to_us
 from materialize.offline import changes_since, open_table, total_rows
@@ -21,10 +23,10 @@ from materialize.piece import PieceReport, no_progress, write_piece
 from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
 from materialize.removal import sweep
 from materialize.retry import with_retry
+from materialize.store_check import after_writes, before_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from materialize.model import FeatureView, Interval, Mode
     from materialize.offline import Change, OfflineTable
@@ -50,13 +52,14 @@ log = logging.getLogger(__name__)
 class Run:
     """Who runs: the store's name in the config, an id for reports and the watermark, a clock in UTC, and who watches.
 
-    ``progress`` is called with the number of entities that each finished write call handled.
+    ``progress`` is called with the number of entities that each finished write call handled. ``force``: do it although a check says no.
     """
 
     store_name: str
     run_id: str
     now: Callable[[], datetime]
     progress: Callable[[int], None] = no_progress
+    force: bool = False
 
 
 # --- the three runs ----------------------------------------------------------------------------------------------------
@@ -67,7 +70,8 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
 
     After it returns, each entity online equals its latest storable row at the report's ``to_version``.
     """
-    plan = begin(view, store, make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id))
+    made = make_plan(view, store, mode="incremental", store_name=run.store_name, run_id=run.run_id, force=run.force)
+    plan = begin(view, store, made, now=run.now())
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
@@ -76,11 +80,9 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
 
 def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval) -> RunReport:
     """Merge the rows of an event-time interval at the current version. Older than what is stored loses; the watermark stays."""
-    plan = begin(
-        view,
-        store,
-        make_plan(view, store, mode="backfill", store_name=run.store_name, run_id=run.run_id, interval=interval),
-    )
+    names = {"store_name": run.store_name, "run_id": run.run_id}
+    made = make_plan(view, store, mode="backfill", interval=interval, force=run.force, **names)
+    plan = begin(view, store, made, now=run.now())
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
@@ -89,7 +91,8 @@ def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval
 
 def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
-    plan = begin(view, store, make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id))
+    made = make_plan(view, store, mode="rebuild", store_name=run.store_name, run_id=run.run_id, force=run.force)
+    plan = begin(view, store, made, now=run.now())
     pieces = [
         write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
@@ -124,7 +127,14 @@ def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) ->
 
 
 def make_plan(
-    view: FeatureView, store: OnlineStore, *, mode: Mode, store_name: str, run_id: str, interval: Interval | None = None
+    view: FeatureView,
+    store: OnlineStore,
+    *,
+    mode: Mode,
+    store_name: str,
+    run_id: str,
+    interval: Interval | None = None,
+    force: bool = False,
 ) -> Plan:
     """What a run would do, with the table pinned at its head. Writes nothing anywhere.
 
@@ -159,18 +169,22 @@ def make_plan(
         interval=interval,
         fenced=_fenced(found, table) if path.snapshot else None,
         watermark=text,
+        force=force,
     )
 
 
-def begin(view: FeatureView, store: OnlineStore, plan: Plan) -> Plan:
-    """Make the view's schema known to readers and, for a snapshot run, claim its generation in the watermark.
+def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | None = None) -> Plan:
+    """Check and repair the store (`materialize.store_check`), make the view's schema known to readers and, for a snapshot run,
+    claim its generation in the watermark.
 
     After it, an older run of the view can write (harmlessly) but no longer move the watermark past a snapshot run. A crash
     leaves the watermark without a version: the next incremental run does the snapshot.
     """
+    moment = now or datetime.now(timezone.utc)
+    plan = before_writes(view, store, plan, Run(plan.store, plan.run_id, lambda: moment))
     schema_id = with_retry(partial(watermark.register_schema, store, view)) if plan.pieces else 0
     if not plan.snapshot:
-        return replace(plan, schema_id=schema_id)
+        return replace(plan, schema_id=schema_id, positions=plan.positions | store.positions())
     # Without a watermark the store should be empty. Records there were left by an unknown past, so ours must win.
     highest = None if plan.watermark else _highest_version(view, store)
     generation = plan.generation if highest is None else highest // GENERATION + 1
@@ -185,16 +199,44 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan) -> Plan:
     )
     text = with_retry(partial(watermark.move, store, view.name, plan.watermark, claim))
     sweep = plan.watermark is not None or highest is not None
-    return replace(plan, schema_id=schema_id, generation=generation, watermark=text, sweep=sweep)
+    return replace(
+        plan, schema_id=schema_id, generation=generation, watermark=text, sweep=sweep, positions=store.positions()
+    )
 
 
 def commit(
     view: FeatureView, store: OnlineStore, plan: Plan, pieces: Sequence[PieceReport], *, now: datetime
 ) -> RunReport:
-    """Finish a run whose pieces are all written: remove what a snapshot lacks, then move the watermark by compare-and-set.
+    """Finish a run whose pieces are all written: remove what a snapshot lacks, check the store, then move the watermark by compare-and-set.
 
-    Raises WatermarkError when another run moved it first. Doing it again after success is harmless.
+    Where the store lost something of the run meanwhile, the run is planned and written again, once, by this call. Raises
+    WatermarkError when another run moved the watermark first. Doing it again after success is harmless.
     """
+    try:
+        return _commit(view, store, plan, pieces, now=now)
+    except StoreChangedError as error:
+        log.warning("written again view=%s store=%s: %s", view.name, plan.store, error)
+        reason = str(error)
+    names = {"store_name": plan.store, "run_id": plan.run_id}
+    made = make_plan(view, store, mode=plan.mode, interval=plan.interval, force=plan.force, **names)
+    fresh = begin(view, store, made, now=now)
+    again = [write_piece(view, store, fresh, piece, now=now) for piece in range(fresh.pieces)]
+    report = _commit(view, store, fresh, again, now=now)
+    # What the first pass wrote and the store kept is unchanged for the second one, and news for readers.
+    kept = min(sum(piece.written for piece in pieces), report.unchanged)
+    seconds = report.seconds + sum(piece.seconds for piece in pieces)
+    return replace(
+        report,
+        written=report.written + kept,
+        unchanged=report.unchanged - kept,
+        reason=f"{report.reason}; written again, because it {reason.partition('could not finish the run: ')[2] or reason}",
+        seconds=seconds,
+    )
+
+
+def _commit(
+    view: FeatureView, store: OnlineStore, plan: Plan, pieces: Sequence[PieceReport], *, now: datetime
+) -> RunReport:
     if len(pieces) != plan.pieces:
         raise MaterializeError(
             f"feature view {view.name!r}: could not commit: found {len(pieces)} written pieces, expected {plan.pieces}. Run again."
@@ -203,7 +245,15 @@ def commit(
     swept = sweep(view, store, plan, now) if plan.sweep else 0
     report = _summed(plan, pieces, swept)
     before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
-    changed = plan.from_version != plan.to_version or (before is not None and before.schema != view.schema_text)
+    lacking = with_retry(partial(store.settle, view.name))
+    positions = plan.positions.copy()
+    for written in (store.positions(), *(piece.positions for piece in pieces)):
+        positions |= {name: max(offset, positions.get(name, 0)) for name, offset in written.items()}
+    lost = sum(piece.lost for piece in pieces)
+    facts, told = after_writes(view, store, plan, positions, lost)
+    changed = (
+        plan.moved or plan.from_version != plan.to_version or (before is not None and before.schema != view.schema_text)
+    )
     if plan.mode != "backfill" and changed:
         moved = Watermark(
             generation=plan.generation,
@@ -216,10 +266,15 @@ def commit(
             event_us=_greatest(None if before is None else before.event_us, report.event_us),
             finished_us=to_us(now),
             counts=report.counts,
+            evidence=facts_to_json(facts),
         )
-        with_retry(partial(watermark.move, store, view.name, plan.watermark, moved))
+        text = with_retry(partial(watermark.move, store, view.name, plan.watermark, moved))
+        # A failover between the check and the watermark would have lost what the watermark claims.
+        lacking = with_retry(partial(store.settle, view.name))
+        _, told = after_writes(view, store, replace(plan, watermark=text), positions | store.positions())
     store.purge(view.name, to_us(now))
-    report = replace(report, seconds=report.seconds + time.monotonic() - started)
+    reason = "; ".join(words for words in (report.reason, told, lacking) if words)
+    report = replace(report, seconds=report.seconds + time.monotonic() - started, reason=reason)
     log.info(
         "committed view=%s store=%s mode=%s versions=%s..%s %s",
         view.name,
@@ -275,7 +330,9 @@ def _summed(plan: Plan, pieces: Sequence[PieceReport], swept: int) -> RunReport:
         for reason, rows in piece.quarantine_reasons.items():
             reasons[reason] = reasons.get(reason, 0) + rows
     totals = {name: sum(getattr(piece, name) for piece in pieces) for name in COUNTERS}
-    totals["deleted"] += swept
+    totals["deleted"] += swept + plan.removed
+    totals["written"] += plan.repaired
+    totals["entities"] += plan.repaired
     return RunReport(
         view=plan.view,
         store=plan.store,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,7 +46,9 @@ class Plan:
     ``pieces`` may be done in any order, at the same time and more than once, by processes with the same ``engine``.
     ``watermark``: the cell's text that the commit expects. ``sweep``: the commit removes entities that the snapshot has
     no row of. ``fenced``: a snapshot run gives a floor to every entity that lost its rows after this version.
-    ``schema_id`` and ``sweep`` are set by `pipeline.begin`.
+    ``schema_id`` and ``sweep`` are set by `pipeline.begin`; so are ``evidence`` (what the store's servers said then), ``positions``
+    (where its own writes ended), and ``repaired`` and ``removed``, entities that it found damaged. ``moved``: the
+    commit writes the watermark anew although no version came, because the store is another one. ``force``: do it although a check says no.
     """
 
     view: str
@@ -67,6 +69,12 @@ class Plan:
     fenced: int | None = None
     schema_id: int = 0
     sweep: bool = False
+    force: bool = False
+    evidence: dict[str, Any] | None = None
+    positions: dict[str, int] = field(default_factory=dict)
+    repaired: int = 0
+    removed: int = 0
+    moved: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -104,7 +112,11 @@ def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, tabl
     if mode == "rebuild":
         return Path(snapshot=True, generation=generation + (watermark is not None), reason="rebuild was asked for")
     if watermark is None:
-        return Path(snapshot=True, generation=generation, reason="first run: the view has no watermark in this store")
+        return Path(
+            snapshot=True,
+            generation=generation,
+            reason="first run: the view has no watermark in this store, which is new to it or was wiped",
+        )
     changed = changed_view(view, watermark)
     if watermark.version is None:
         new = watermark.table_id != table_id or changed is not None

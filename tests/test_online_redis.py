@@ -15,11 +15,11 @@ import pytest
 import redis
 from redis import exceptions as driver
 
-from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
+from materialize.errors import ConfigError, OnlineStoreError, StoreFullError, UnavailableError
 from materialize.model import Retention, to_us
 from materialize.online.base import HEADER, TOMBSTONE
 from materialize.online.redis import store as module
-from materialize.online.redis.answers import REFUSED, TRANSIENT, translated
+from materialize.online.redis.answers import FULL, REFUSED, TRANSIENT, translated
 from materialize.online.redis.store import RedisStore
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
@@ -61,8 +61,8 @@ REFUSED_NAMES = {
     "AuthenticationWrongNumberOfArgsError",
     "AuthorizationError",
     "NoPermissionError",
-    "OutOfMemoryError",
 }
+FULL_NAMES = {"OutOfMemoryError"}
 TRANSIENT_NAMES = {
     "BusyLoadingError",
     "ClusterDownError",
@@ -286,26 +286,24 @@ class TestRedisStore(OnlineStoreContract):
         assert write(store, Row(b"b")) == [WRITTEN]
         assert store.compare_and_set_cell("view", "watermark", b"1", b"2")
 
-    def test_scripts_flushed_within_a_batch_are_worth_a_retry(self, store: RedisStore, server: servers.Server) -> None:
+    def test_scripts_flushed_within_a_batch_are_loaded_again(self, store: RedisStore, server: servers.Server) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
-        flushed = _after_some_requests(store, server.client.script_flush)
 
-        with pytest.raises(UnavailableError, match=r"No matching script|NOSCRIPT"), flushed:
-            store.merge("view", batch, tie_wins=True, retention=FOREVER)
+        with _after_some_requests(store, server.client.script_flush):
+            outcomes = store.merge("view", batch, tie_wins=True, retention=FOREVER).tolist()
 
-        outcomes = store.merge("view", batch, tie_wins=True, retention=FOREVER).tolist()
         assert set(outcomes) == {WRITTEN, UNCHANGED}
         assert len(content(store)) == 5_000
 
-    def test_a_connection_with_unread_replies_is_never_used_again(
-        self, store: RedisStore, server: servers.Server
-    ) -> None:
+    def test_a_connection_with_unread_replies_is_never_used_again(self, server: servers.Server) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
-        with pytest.raises(UnavailableError), _after_some_requests(store, server.client.script_flush):
-            store.merge("view", batch, tie_wins=True, retention=FOREVER)
+        with RedisStore(f"{server.url}?deadline=0.2") as store:
+            flushed = _after_some_requests(store, server.client.script_flush, always=True)
+            with pytest.raises(UnavailableError, match=r"No matching script|NOSCRIPT"), flushed:
+                store.merge("view", batch, tie_wins=True, retention=FOREVER)
 
-        assert store.read_cell("view", "nothing") is None
-        assert store.read("view", [b"nothing"]) == [None]
+            assert store.read_cell("view", "nothing") is None
+            assert store.read("view", [b"nothing"]) == [None]
 
     def test_a_killed_connection_is_told_and_the_next_call_makes_a_new_one(
         self, store: RedisStore, server: servers.Server
@@ -322,13 +320,18 @@ class TestRedisStore(OnlineStoreContract):
 
 
 @contextmanager
-def _after_some_requests(store: RedisStore, happening: Callable[[], object], requests: int = 10) -> Iterator[None]:
-    """While open, *happening* is called once some requests of the next write were sent; done with the store's own iterator."""
+def _after_some_requests(
+    store: RedisStore, happening: Callable[[], object], requests: int = 10, *, always: bool = False
+) -> Iterator[None]:
+    """While open, *happening* is called once some requests of the next write were sent; *always*: of each attempt at it."""
     original = store._requests
+    happened = 0
 
     def interrupted(*arguments: object) -> Iterator[bytes]:
+        nonlocal happened
         for number, request in enumerate(original(*arguments)):
-            if number == requests:
+            if number == requests and (always or not happened):
+                happened += 1
                 happening()
             yield request
 
@@ -492,7 +495,7 @@ def driver_errors() -> dict[str, type[Exception]]:
 
 
 def test_every_public_error_of_the_driver_is_on_exactly_one_list() -> None:
-    lists = (REFUSED_NAMES, TRANSIENT_NAMES, OTHER)
+    lists = (REFUSED_NAMES, FULL_NAMES, TRANSIENT_NAMES, OTHER)
 
     # A class that one version of the driver lacks is no harm; a new one has to be put on a list.
     assert set(driver_errors()) <= set.union(*lists)
@@ -504,6 +507,8 @@ def test_every_public_error_of_the_driver_is_translated_as_its_list_says(name: s
     store = RedisStore(f"redis://:{PASSWORD}@127.0.0.1:1/0")
     found = driver_errors()[name]
     expected = UnavailableError if name in TRANSIENT_NAMES else OnlineStoreError
+    expected = StoreFullError if name in FULL_NAMES else expected
+    assert issubclass(found, FULL) == (name in FULL_NAMES)
     assert issubclass(found, REFUSED) == (name in REFUSED_NAMES)
     assert issubclass(found, TRANSIENT) == (name in TRANSIENT_NAMES) or name in REFUSED_NAMES
 

@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from materialize import watermark
-from materialize.errors import OnlineStoreError, WatermarkError
+from materialize.errors import OnlineStoreError, StoreChangedError, WatermarkError
 from materialize.model import FeatureType, FeatureView, Watermark
 from materialize.online.memory import MemoryStore
 
@@ -74,8 +74,51 @@ def test_a_wiped_store_refuses_the_commit_of_a_run_that_began_before():
     store = MemoryStore()
     start = watermark.move(store, "v", None, at(1))
 
-    with pytest.raises(WatermarkError, match=r"it is at no version, this run started from version 1"):
+    with pytest.raises(StoreChangedError, match=r"it is at no version, this run started from version 1.*lost it"):
         watermark.move(MemoryStore(), "v", start, at(2))
+
+
+def test_a_store_that_went_back_refuses_the_commit_of_a_run_that_began_before():
+    store, older = MemoryStore(), MemoryStore()
+    watermark.move(older, "v", None, at(1))
+    start = watermark.move(store, "v", watermark.move(store, "v", None, at(1)), at(2))
+
+    with pytest.raises(StoreChangedError, match=r"it is at version 1, this run started from version 2.*went back"):
+        watermark.move(older, "v", start, at(3))
+    assert watermark.read(older, "v") == at(1)
+
+
+class Copying(MemoryStore):
+    """A store that keeps a second copy of each cell, as one of several servers does."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies = {}
+
+    def write_copies(self, view, name, content):
+        self.copies[view, name] = content
+
+    def read_copies(self, view, name):
+        return [self.read_cell(view, name), self.copies.get((view, name))]
+
+
+def test_the_oldest_copy_counts_and_a_missing_one_is_no_watermark():
+    store = Copying()
+    first = watermark.move(store, "v", None, at(1))
+    second = watermark.move(store, "v", first, at(2))
+    assert watermark.read(store, "v") == at(2)
+
+    store.write_copies("v", "watermark", first.encode())
+    assert watermark.read(store, "v") == at(1)
+    with pytest.raises(StoreChangedError, match="went back"):
+        watermark.move(store, "v", second, at(3))
+    assert watermark.move(store, "v", first, at(2, "again"))
+    assert watermark.read(store, "v") == at(2, "again")
+
+    store.copies.clear()
+    assert watermark.read(store, "v") is None
+    watermark.move(store, "v", None, at(None, "snapshot"))
+    assert watermark.read(store, "v") == at(None, "snapshot")
 
 
 def test_a_schema_has_one_id_and_every_schema_is_known_to_readers():

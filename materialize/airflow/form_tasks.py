@@ -262,7 +262,7 @@ def begin(target: dict[str, Any]) -> dict[str, Any]:
             interval=interval(target),
         )
         tasks.log_plan(made)
-        return pipeline.begin(feature_view, online, made).to_dict()
+        return pipeline.begin(feature_view, online, made, now=tasks.utcnow()).to_dict()
 
 
 def must_be_planned(target: dict[str, Any], doing: str) -> None:

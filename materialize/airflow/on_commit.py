@@ -125,7 +125,7 @@ def load_view(view: str, store: str) -> dict[str, Any]:
         tasks.log_plan(plan)
         refuse_large_snapshot(plan, feature_view.schedule)
         try:
-            begun = pipeline.begin(feature_view, online, plan)
+            begun = pipeline.begin(feature_view, online, plan, now=tasks.utcnow())
             pieces = [
                 pipeline.write_piece(feature_view, online, begun, piece, now=tasks.utcnow(), progress=count)
                 for piece in range(begun.pieces)

@@ -89,7 +89,7 @@ def plan(view: str, store: str) -> list[int]:
         mode, interval = request(context["dag_run"], PERIODS[feature_view.schedule])
         planned = make_plan(feature_view, online, mode=mode, store_name=store, run_id=run_id(), interval=interval)
         log_plan(planned)
-        planned = begin(feature_view, online, planned)
+        planned = begin(feature_view, online, planned, now=utcnow())
     context["ti"].xcom_push(key=PLAN, value=planned.to_dict())
     return list(range(planned.pieces))
 

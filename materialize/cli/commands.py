@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from materialize.cli.show import print_facts, print_report, print_table, print_vector, talk
+from materialize.cli.show import INTERNAL, print_facts, print_report, print_table, print_vector, talk
 from materialize.cli.targets import Options, Target, for_each, for_store, usage_error
 from materialize.errors import MismatchError
 from materialize.model import Interval, duration_text, from_us
@@ -44,10 +45,9 @@ StoreName = Annotated[str | None, typer.Option("--store", help="One online store
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object per view and store on standard output.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="-v: log what is done; -vv: and tracebacks.")]
 Moment = Annotated[str, typer.Option(metavar="TIME", help="An event time with its zone, such as 2025-01-01T00:00Z.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it although a check of source or store says no.")]
 DEFAULT_CONFIG = Path("config")
 Share = Annotated[float, typer.Option(min=0.000001, max=0.999999)]
-#: Facts of a plan that are for machines.
-INTERNAL = ("run_id", "watermark", "schema_id", "engine", "sweep")
 #: Facts of a view's state that do not fit on a screen.
 DETAILS = ("behind", "event_timestamp", "finished", "run_id")
 
@@ -58,12 +58,13 @@ def incremental(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Bring what is new since the watermark online; the first time, the whole table."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "incremental"))
+    for_each(options, views, partial(_run, options, "incremental", force=force))
 
 
 @app.command()
@@ -72,12 +73,13 @@ def rebuild(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Replace everything online by the table's newest snapshot, whatever the store holds; for recovery."""
     options = Options(config, store, as_json, verbose)
-    for_each(options, views, partial(_run, options, "rebuild"))
+    for_each(options, views, partial(_run, options, "rebuild", force=force))
 
 
 @app.command()
@@ -89,13 +91,15 @@ def backfill(
     store: StoreName = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    force: Force = False,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
     """Merge the rows of [start, end) in event time; older than what is stored loses, the watermark stays."""
     options = Options(config, store, as_json, verbose)
     interval = _interval(start, end)
-    for_each(options, [view], partial(_plan if dry_run else _run, options, "backfill", interval=interval))
+    do = partial(_plan, options) if dry_run else partial(_run, options, force=force)
+    for_each(options, [view], partial(do, "backfill", interval=interval))
 
 
 @app.command()
@@ -245,7 +249,8 @@ def _run(
     from materialize import pipeline
 
     with _watched(f"{kind} {target.view.name} -> {target.store_name}") as progress:
-        report = getattr(pipeline, kind)(target.view, target.store, _new_run(target, progress), **more)
+        run = replace(_new_run(target, progress), force=more.pop("force", False))
+        report = getattr(pipeline, kind)(target.view, target.store, run, **more)
     print_report(report, as_json=options.as_json)
 
 

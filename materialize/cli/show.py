@@ -16,10 +16,24 @@ if TYPE_CHECKING:
     from materialize.model import RunReport
     from materialize.serving import FeatureVector
 
-__all__ = ["print_facts", "print_json", "print_report", "print_table", "print_vector", "talk"]
+__all__ = ["INTERNAL", "print_facts", "print_json", "print_report", "print_table", "print_vector", "talk"]
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False, soft_wrap=True)
+#: Facts of a plan that are for machines.
+INTERNAL = (
+    "run_id",
+    "watermark",
+    "schema_id",
+    "engine",
+    "sweep",
+    "force",
+    "evidence",
+    "positions",
+    "repaired",
+    "removed",
+    "moved",
+)
 #: The counters of a report that its line of text shows, in this order; quarantined rows get lines of their own.
 SHOWN = ("rows_read", "entities", "written", "stale", "unchanged", "expired", "deleted", "quarantined")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from typing_extensions import Self
 
+    from materialize.evidence import Facts
     from materialize.model import FeatureView, Mode, Retention
 
     Outcomes = npt.NDArray[np.uint8]
@@ -86,6 +87,10 @@ class OnlineStore(ABC):
     #: Rows with a longer entity key or record are quarantined before sending.
     max_key_bytes: int = 2048
     max_value_bytes: int = 2**20
+    #: Whether the operator accepts that the store may remove records to make room.
+    eviction_allowed: bool = False
+    #: Seconds that a write waits while the store has no memory.
+    patience: float = 30.0
 
     @abstractmethod
     def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:
@@ -140,6 +145,26 @@ class OnlineStore(ABC):
         The number of copies may change when servers join or leave, so compare contents, and do not count.
         """
         return [self.read_cell(view, name)]
+
+    def evidence(self) -> Facts | None:
+        """What each server says about itself now, by node name; None for a store that has no way to lose a part of what it took."""
+        return None
+
+    def positions(self) -> dict[str, int]:
+        """Where the writes of this object since the last call ended: history (`materialize.evidence.position`) -> greatest offset."""
+        return {}
+
+    def settle(self, view: str) -> str:  # noqa: ARG002 - most stores have no replicas of their own
+        """Wait until as many replicas as are configured have all that was written before. Returns: what is lacking, in words.
+
+        Raises UnavailableError when fewer have it after the configured time. Without a configured number nothing is awaited for
+        long, and the words say what a failover would lose.
+        """
+        return ""
+
+    def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:  # noqa: ARG002 - most stores do not tell
+        """The mean memory of the records of *keys* that are there, bytes with all overhead; None where none is, or it is not known."""
+        return None
 
     @abstractmethod
     def purge(self, view: str, now_us: int) -> None:

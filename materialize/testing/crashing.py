@@ -10,6 +10,7 @@ from materialize.online.base import EncodedBatch, OnlineStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from materialize.evidence import Facts
     from materialize.model import Retention
     from materialize.online.base import Outcomes
 
@@ -53,6 +54,18 @@ class CrashingStore(OnlineStore):
 
     def read_copies(self, view: str, name: str) -> list[bytes | None]:
         return self.store.read_copies(view, name)
+
+    def evidence(self) -> Facts | None:
+        return self.store.evidence()
+
+    def positions(self) -> dict[str, int]:
+        return self.store.positions()
+
+    def settle(self, view: str) -> str:
+        return self.store.settle(view)
+
+    def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
+        return self.store.record_bytes(view, keys)
 
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         return self.store.read(view, keys)

@@ -30,6 +30,15 @@ SECONDS = r"\d{1,4}(\.\d+)?"
 #: waits out redirects, failovers and refusals that pass by themselves: twice what a failover takes with the usual 15 s of
 #: cluster-node-timeout, and the 30 s of Sentinel's down-after-milliseconds.
 DEFAULTS = {"prefix": "fs", "timeout": "5", "deadline": "30"}
+#: Our options that may be absent: name, pattern, what is expected. ``replicas``: how many must have what a run wrote before it is
+#: done; ``replicas_timeout``: seconds to wait for them; ``patience``: seconds that a write waits while the server has no memory;
+#: ``eviction=allow``: load a server that may evict keys.
+FURTHER = (
+    ("replicas", r"\d", "how many replicas to wait for, 0 to 9"),
+    ("replicas_timeout", SECONDS, "seconds such as 10"),
+    ("patience", SECONDS, "seconds such as 30"),
+    ("eviction", "allow", "'allow', or nothing"),
+)
 #: Files for TLS, and the driver's names for them.
 TLS_FILES = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
 SENTINEL_OPTIONS = ("service", "sentinel_username", "sentinel_password")
@@ -53,6 +62,10 @@ class Address:
     timeout: float
     deadline: float
     service: str = ""
+    replicas: int | None = None
+    replicas_timeout: float = 10.0
+    patience: float = 30.0
+    eviction_allowed: bool = False
     driver: dict[str, Any] = field(default_factory=dict, repr=False)
     sentinel: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -62,7 +75,7 @@ def parse(url: str) -> Address:
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    names = (*DEFAULTS, *TLS_FILES, *SENTINEL_OPTIONS)
+    names = (*DEFAULTS, *TLS_FILES, *SENTINEL_OPTIONS, *(name for name, *_ in FURTHER))
     ours = DEFAULTS | {name: query.pop(name) for name in names if name in query}
     location = mask_credentials(urlunsplit(parts._replace(query=urlencode(query))))
     subject = f"online store {location}"
@@ -100,6 +113,10 @@ def parse(url: str) -> Address:
         timeout=float(ours["timeout"]),
         deadline=float(ours["deadline"]),
         service=ours.get("service", ""),
+        replicas=int(ours["replicas"]) if "replicas" in ours else None,
+        replicas_timeout=float(ours.get("replicas_timeout", 10)),
+        patience=float(ours.get("patience", 30)),
+        eviction_allowed="eviction" in ours,
         driver={**driver, **common, **tls},
         sentinel=sentinel,
     )
@@ -113,6 +130,9 @@ def _check(subject: str, kind: str, ours: dict[str, str], query: dict[str, str],
     for name in ("timeout", "deadline"):
         if not re.fullmatch(SECONDS, ours[name]) or not float(ours[name]):
             raise ConfigError(f"{subject}: found the {name} {ours[name]!r}, expected seconds above 0 such as 5 or 0.5")
+    for name, pattern, wanted in FURTHER:
+        if name in ours and not re.fullmatch(pattern, ours[name]):
+            raise ConfigError(f"{subject}: found {name}={ours[name]!r}, expected {wanted}")
     files = sorted(TLS_FILES.keys() & ours.keys())
     if files and not secure:
         raise ConfigError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from redis import exceptions as driver
 
-from materialize.errors import OnlineStoreError, UnavailableError
+from materialize.errors import OnlineStoreError, StoreFullError, UnavailableError
 from materialize.model import mask_credentials
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from materialize.online.redis.address import Address
 
-__all__ = ["LOST", "PASSING", "REFUSED", "TRANSIENT", "Patience", "passes", "translated"]
+__all__ = ["FULL", "LOST", "PASSING", "REFUSED", "TRANSIENT", "Patience", "passes", "translated"]
 
 #: The operator acts. Asked before the others: AuthenticationError is a ConnectionError.
 REFUSED = (
@@ -25,8 +25,9 @@ REFUSED = (
     driver.AuthenticationWrongNumberOfArgsError,
     driver.AuthorizationError,
     driver.NoPermissionError,
-    driver.OutOfMemoryError,
 )
+#: The server has no memory and evicts nothing.
+FULL = (driver.OutOfMemoryError,)
 #: What a server says while it starts, is failed over, moves slots or runs a long script: it passes by itself.
 PASSING = (
     driver.BusyLoadingError,
@@ -87,13 +88,24 @@ class Patience:
 
 
 @contextmanager
-def translated(doing: str, address: Address, patience: Patience | None = None) -> Iterator[None]:
-    """Turn the driver's errors into ours, once, naming what was done and where, and how long *patience* waited."""
+def translated(
+    doing: str, address: Address, patience: Patience | None = None, figures: Callable[[], str] = str
+) -> Iterator[None]:
+    """Turn the driver's errors into ours, once, naming what was done and where, and how long *patience* waited.
+
+    *figures*: asked for the memory that a full server has and uses, a sentence.
+    """
     try:
         yield
     except REFUSED as error:
         raise OnlineStoreError(
-            f"could not {doing} {address.location}: {_first_line(error)}. {_advice(error)}"
+            f"could not {doing} {address.location}: {_first_line(error)}. "
+            "Nothing was written. Check the user, the password and the ACL in the store's URL or connection."
+        ) from None
+    except FULL as error:
+        raise StoreFullError(
+            f"could not {doing} {address.location}: {_first_line(error)}. {figures()}Any part of the batch may be written; "
+            "the watermark stays. Give the store more memory and run again: the next run goes on from what is there."
         ) from None
     except (*TRANSIENT, driver.RedisError) as error:
         found = f"could not {doing} {address.location}: {_first_line(error)}"
@@ -110,9 +122,3 @@ def translated(doing: str, address: Address, patience: Patience | None = None) -
 
 def _first_line(error: BaseException) -> str:
     return mask_credentials(str(error).partition("\n")[0]) or type(error).__name__
-
-
-def _advice(error: BaseException) -> str:
-    if isinstance(error, driver.OutOfMemoryError):
-        return "Any part of the batch may be written; the watermark stays. Give the store more memory and run again."
-    return "Nothing was written. Check the user, the password and the ACL in the store's URL or connection."

@@ -1,12 +1,8 @@
-"""Redis and Valkey, one server: guarded writes by one script per hundred rows, requests built by columns.
-
-Keys: ``<prefix>:<view>:{<entity key>}`` holds a record, ``<prefix>:<view>:<cell>`` a cell. A cell never has an expiry.
-"""
+"""Redis and Valkey, one server: guarded writes by one script per hundred rows, requests built by columns."""
 
 from __future__ import annotations
 
 from collections import deque
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import redis
-from redis import exceptions as driver
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from materialize.online.base import EncodedBatch, OnlineStore
-from materialize.online.redis.address import Address, parse
-from materialize.online.redis.answers import Patience, passes, translated
-from materialize.online.redis.framing import (
-    bulk,
-    lua,
-    outcomes_of,
-    read_reply,
-    write_options,
-)
+from materialize.online.redis.answers import Patience, translated
+from materialize.online.redis.evidence import ask_position
+from materialize.online.redis.framing import bulk, lua, outcomes_of, read_reply, write_options
+from materialize.online.redis.shared import CURSORS, KEYS_PER_READ, RedisServers, held, scanned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +24,8 @@ if TYPE_CHECKING:
     from redis.connection import Connection
 
     from materialize.model import Retention
-    from materialize.online.base import Outcomes
+    from materialize.online.base import EncodedBatch, Outcomes
+    from materialize.online.redis.address import Address
 
 __all__ = ["BYTES_IN_FLIGHT", "BYTES_PER_CALL", "ROWS_PER_CALL", "Columns", "RedisStore", "framed"]
 
@@ -45,10 +35,6 @@ ROWS_PER_CALL = 100
 BYTES_PER_CALL = 256 * 2**10
 #: Bytes sent and not yet answered, per connection: enough to keep the server busy, small enough to stop quickly.
 BYTES_IN_FLIGHT = 2 * 2**20
-#: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
-KEYS_PER_READ = 1_000
-#: Cursors of SCAN among which a scan may begin; more than the buckets of any server's table, of which the low bits count.
-CURSORS = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +83,7 @@ class Columns:
         )
 
 
-class RedisStore(OnlineStore):
+class RedisStore(RedisServers):
     """Records as plain string values on one Redis (6.2 or newer) or Valkey server, or on the primary that sentinels name.
 
     *url*: see `materialize.online.redis.address`. What passes by itself (a server that starts, is failed over or runs a long script) is
@@ -109,12 +95,19 @@ class RedisStore(OnlineStore):
     parallel_writes = 2
 
     def __init__(self, url: str) -> None:
-        self.address = parse(url)
-        self.location, self.prefix = self.address.location, self.address.prefix
+        super().__init__(url)
+        self.taken_over = self.address.kind == "sentinel"
         self.pool = _pool(self.address)
         self.client = redis.Redis(connection_pool=self.pool)
         self.write_script = self.client.register_script(lua("write"))
         self.cell_script = self.client.register_script(lua("compare_and_set"))
+
+    def _clients(self) -> dict[str, redis.Redis]:
+        return {"server": self.client}
+
+    def _renew(self) -> None:
+        # What stands before the server may lead to another one now.
+        self.pool.disconnect(inuse_connections=False)
 
     def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:
         return self._write(view, batch, "merge_tie" if tie_wins else "merge", retention)
@@ -126,18 +119,15 @@ class RedisStore(OnlineStore):
         if not len(batch.keys):
             return np.empty(0, dtype=np.uint8)
         subject = f"write {len(batch.keys):,} rows of feature view {view!r} to"
+
         patience, replies = Patience(self.address.deadline), b""
         while not replies:
             with self._waiting(subject, patience):
                 self.client.script_load(self.write_script.script)
-                connection = self.pool.get_connection()
-                try:
+                with held(self.pool) as connection:
                     replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
-                except BaseException:
-                    connection.disconnect()  # type: ignore[no-untyped-call]  # unread replies must never answer a later request
-                    raise
-                finally:
-                    self.pool.release(connection)
+                    # Asked on the same connection, so it is the same server that took them.
+                    self._wrote(*ask_position(connection))
         return outcomes_of(replies, subject, self.location, f"{self.prefix}:{view}")
 
     def _requests(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Iterator[bytes]:
@@ -163,82 +153,57 @@ class RedisStore(OnlineStore):
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
         names = [self._key(view, key) for key in keys]
         chunks = [names[low : low + KEYS_PER_READ] for low in range(0, len(names), KEYS_PER_READ)]
-        patience, replies = Patience(self.address.timeout), list[list[Any]]()
-        while len(replies) < len(chunks):
-            with self._waiting(f"read {len(keys):,} entities of feature view {view!r} from", patience):
-                replies += [self.client.mget(chunk) for chunk in chunks[len(replies) :]]
+        replies: list[list[Any]] = self._patiently(
+            f"read {len(keys):,} entities of feature view {view!r} from",
+            lambda: [self.client.mget(chunk) for chunk in chunks],
+            seconds=self.address.timeout,
+        )
         return [record for reply in replies for record in reply]
 
     def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
-        # A cursor is a bucket of the server's hash table. It takes any number, and a scan from any but 0 ends before it saw all.
-        cursor, found, records = int(start * CURSORS), [], []  # type: tuple[int, list[Any], list[Any]]
-        rounds = 2 if cursor else 1
-        while rounds:
-            with translated(f"scan feature view {view!r} in", self.address):
-                cursor, found = self.client.scan(cursor, match=head + b"*}", count=KEYS_PER_READ)
-                records = list(self.client.mget(found)) if found else []
-            there = [
-                (name[len(head) : -len(tail)], record) for name, record in zip(found, records, strict=True) if record
-            ]
-            if there:
-                keys, values = zip(*there, strict=True)
-                yield list(keys), list(values)
-            rounds -= not cursor
+        with translated(f"scan feature view {view!r} in", self.address):
+            for names in scanned(self.pool, head + b"*}", int(start * CURSORS)):
+                records = list(self.client.mget(names)) if names else []
+                there = [
+                    (name[len(head) : -len(tail)], record)
+                    for name, record in zip(names, records, strict=True)
+                    if record
+                ]
+                if there:
+                    found, values = zip(*there, strict=True)
+                    yield list(found), list(values)
 
     def read_cell(self, view: str, name: str) -> bytes | None:
-        patience, replies = Patience(self.address.timeout), list[Any]()
-        while not replies:
-            with self._waiting(f"read the {name} of feature view {view!r} from", patience):
-                replies = [self.client.get(self._cell(view, name))]
-        return None if replies[0] is None else bytes(replies[0])
+        content: Any = self._patiently(
+            f"read the {name} of feature view {view!r} from",
+            lambda: self.client.get(self._cell(view, name)),
+            seconds=self.address.timeout,
+        )
+        return None if content is None else bytes(content)
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
-        patience, replies = Patience(self.address.deadline), list[Any]()
         arguments = [new] if expected is None else [new, expected]
-        while not replies:
-            # Once a connection is lost nobody knows whether the cell was written: asking again could take our own write for another's.
-            with self._waiting(f"write the {name} of feature view {view!r} to", patience, lost=False):
-                replies = [self.cell_script(keys=[self._cell(view, name)], args=arguments)]
-        return bool(replies[0])
 
-    def purge(self, view: str, now_us: int) -> None:
-        """Nothing to do: keys carry their own expiry."""
+        def written() -> bool:
+            done = bool(self.cell_script(keys=[self._cell(view, name)], args=arguments))
+            with held(self.pool) as connection:
+                self._wrote(*ask_position(connection))
+            return done
 
-    def describe(self) -> dict[str, str]:
-        with translated("ask", self.address):
-            info = self.client.info()
-        kind = "valkey" if info.get("server_name") == "valkey" else "redis"
-        version = info.get("valkey_version") or info["redis_version"]
-        return {
-            "kind": f"{kind} {version}",
-            "memory": info["used_memory_human"],
-            "maxmemory": info.get("maxmemory_human", "?"),
-            "maxmemory_policy": info.get("maxmemory_policy", "?"),
-            "role": info["role"],
-        }
+        # Once a connection is lost nobody knows whether the cell was written: asking again could take our own write for another's.
+        return self._patiently(f"write the {name} of feature view {view!r} to", written, lost=False)
+
+    def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
+        sizes: list[Any] = self._patiently(
+            f"ask for the size of records of feature view {view!r} in",
+            lambda: [self.client.memory_usage(self._key(view, key)) for key in keys],
+        )
+        there = [size for size in sizes if size]
+        return sum(there) / len(there) if there else None
 
     def close(self) -> None:
         self.pool.disconnect()
-
-    def _key(self, view: str, entity_key: bytes) -> bytes:
-        return b"%b:%b:{%b}" % (self.prefix.encode(), view.encode(), entity_key)
-
-    def _cell(self, view: str, name: str) -> bytes:
-        return f"{self.prefix}:{view}:{name}".encode()
-
-    @contextmanager
-    def _waiting(self, doing: str, patience: Patience, *, lost: bool | None = None) -> Iterator[None]:
-        """Let what passes by itself pass, a while each time, until *patience* is over; then, and for other errors, raise ours."""
-        with translated(doing, self.address, patience):
-            try:
-                yield
-            except (driver.RedisError, OSError) as error:
-                lost = self.address.kind == "sentinel" if lost is None else lost
-                if not passes(error, lost=lost) or not patience.wait():
-                    raise
-                # What stands before the server may lead to another one now.
-                self.pool.disconnect(inuse_connections=False)
 
 
 def _pool(address: Address) -> redis.ConnectionPool:
