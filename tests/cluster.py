@@ -54,6 +54,9 @@ class Cluster:
                 return next(one for one in self.servers if one.port == owner[1])
         raise AssertionError(f"no server owns slot {slot}")
 
+    def owns(self, server: servers.Server, slot: int) -> bool:
+        return slot < SLOTS and self.owner_of(slot) is server
+
     def flush(self) -> None:
         for one in self.primaries():
             one.client.flushall()

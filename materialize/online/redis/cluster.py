@@ -256,9 +256,15 @@ class RedisClusterStore(RedisServers):
                 seen, moving = moves, {}
 
     def _in_slot(self, node: Node, slot: int) -> list[bytes]:
-        client: Any = self.servers.client(node)
-        count = int(client.cluster("COUNTKEYSINSLOT", slot))
-        return list(client.cluster("GETKEYSINSLOT", slot, count + SLACK))
+        count = int(self._cluster_reply(node, b"COUNTKEYSINSLOT", b"%d" % slot))
+        return list(self._cluster_reply(node, b"GETKEYSINSLOT", b"%d" % slot, b"%d" % (count + SLACK)))
+
+    def _cluster_reply(self, node: Node, *words: bytes) -> Any:
+        """What *node* says of CLUSTER, as bytes; the driver would make texts of keys."""
+        (reply,) = self._exchange({node: [command(b"CLUSTER", *words)]})[node]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _found(self, view: str, names: Sequence[bytes]) -> Iterator[tuple[list[bytes], list[bytes]]]:
         head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
