@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tests import servers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import redis
 
-__all__ = ["SLOTS", "Cluster", "running"]
+__all__ = ["SLOTS", "Cluster", "running", "wait_until"]
 
 SLOTS = 16_384
 #: Seconds in which a cluster of a few servers agrees, or a slot is moved.
@@ -30,6 +30,7 @@ class Cluster:
     servers: list[servers.Server]
     bus: dict[int, int]
     credentials: str = ""
+    tls: list[int] = field(default_factory=list)
     ids: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -98,7 +99,7 @@ class Cluster:
         wait_until(agreed, "the cluster agrees")
 
 
-def wait_until(happened: Any, what: str, seconds: float = SECONDS) -> None:
+def wait_until(happened: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain until {what}"
@@ -107,11 +108,19 @@ def wait_until(happened: Any, what: str, seconds: float = SECONDS) -> None:
 
 @contextmanager
 def running(
-    kind: str = "valkey", *options: str, replicas: int = 0, spare: int = 0, password: str | None = None
+    kind: str = "valkey",
+    *options: str,
+    replicas: int = 0,
+    spare: int = 0,
+    password: str | None = None,
+    tls: Callable[[int], list[str]] | None = None,
 ) -> Iterator[Cluster]:
-    """A fresh, empty cluster: three primaries, *replicas* of the first ones, and *spare* servers without slots."""
+    """A fresh, empty cluster: three primaries, *replicas* of the first ones, and *spare* servers without slots.
+
+    *tls*: the options of a server whose TLS port it is given.
+    """
     with ExitStack() as stack:
-        found, bus = list[servers.Server](), dict[int, int]()
+        found, bus, ports = list[servers.Server](), dict[int, int](), list[int]()
         for _ in range(3 + replicas + spare):
             port = servers.free_port()
             given = (
@@ -122,15 +131,18 @@ def running(
                 "--cluster-node-timeout",
                 str(NODE_TIMEOUT),
             )
+            secure = servers.free_port()
+            given += tuple(tls(secure)) if tls else ()
             one = stack.enter_context(servers.running(kind, *given, *options, password=password))
+            ports.append(secure)
             found.append(one)
             bus[one.port] = port
-        cluster = Cluster(found, bus, "" if password is None else f":{password}@")
+        cluster = Cluster(found, bus, "" if password is None else f":{password}@", ports)
         for number, one in enumerate(found[:3]):
             _call(one, "ADDSLOTSRANGE", SLOTS * number // 3, SLOTS * (number + 1) // 3 - 1)
             _call(one, "SET-CONFIG-EPOCH", number + 1)
         for one in found[1:]:
-            _call(found[0], "MEET", "127.0.0.1", one.port, bus[one.port])
+            _call(found[0], "MEET", "127.0.0.1", ports[found.index(one)] if tls else one.port, bus[one.port])
         wait_until(lambda: all(_known(one) == len(found) for one in found), "all servers know each other")
         for primary, one in zip(found, found[3 : 3 + replicas], strict=False):
             _call(one, "REPLICATE", cluster.id_of(primary))

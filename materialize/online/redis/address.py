@@ -41,6 +41,8 @@ FURTHER = (
 )
 #: Files for TLS, and the driver's names for them.
 TLS_FILES = {"ca": "ssl_ca_certs", "cert": "ssl_certfile", "key": "ssl_keyfile"}
+#: What is always so and may be said all the same, as Airflow's connections do.
+ALWAYS = {"ssl_cert_reqs": "required", "ssl_check_hostname": "true"}
 SENTINEL_OPTIONS = ("service", "sentinel_username", "sentinel_password")
 #: Where sentinels and servers listen when the URL does not say it.
 PORTS = {"sentinel": 26379}
@@ -75,6 +77,8 @@ def parse(url: str) -> Address:
     parts = urlsplit(url)
     scheme, _, kind = parts.scheme.partition("+")
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    query |= {name: query.pop(theirs) for name, theirs in TLS_FILES.items() if theirs in query}
+    query = {name: value for name, value in query.items() if ALWAYS.get(name) != value.lower()}
     names = (*DEFAULTS, *TLS_FILES, *SENTINEL_OPTIONS, *(name for name, *_ in FURTHER))
     ours = DEFAULTS | {name: query.pop(name) for name in names if name in query}
     location = mask_credentials(urlunsplit(parts._replace(query=urlencode(query))))
@@ -140,9 +144,9 @@ def _check(subject: str, kind: str, ours: dict[str, str], query: dict[str, str],
         )
     if ("cert" in ours) != ("key" in ours):
         raise ConfigError(f"{subject}: found one of the options cert and key, expected both or none (mutual TLS)")
-    if weak := sorted({"ssl_cert_reqs", "ssl_check_hostname"} & query.keys()):
+    if weak := sorted(ALWAYS.keys() & query.keys()):
         raise ConfigError(
-            f"{subject}: found the option {weak[0]!r}, expected none: certificates are always verified. "
+            f"{subject}: found {weak[0]}={query[weak[0]]!r}, expected none: certificates are always verified. "
             "Name the authority that signed the server's certificate: ?ca=/path/ca.pem"
         )
     if (kind == "sentinel") != bool(ours.get("service")):
