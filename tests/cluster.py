@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import redis
 
-__all__ = ["SLOTS", "Cluster", "running", "wait_until"]
+__all__ = ["SLOTS", "Cluster", "call", "running", "wait_until"]
 
 SLOTS = 16_384
 #: Seconds in which a cluster of a few servers agrees, or a slot is moved.
@@ -39,7 +39,7 @@ class Cluster:
 
     def id_of(self, server: servers.Server) -> str:
         if server.port not in self.ids:
-            self.ids[server.port] = _call(server, "MYID").decode()
+            self.ids[server.port] = call(server, "MYID").decode()
         return self.ids[server.port]
 
     def primaries(self) -> list[servers.Server]:
@@ -50,7 +50,8 @@ class Cluster:
         ]
 
     def owner_of(self, slot: int) -> servers.Server:
-        for low, high, owner, *_ in _call(self.primaries()[0], "SLOTS"):
+        alive = next(one for one in self.servers if one.process.poll() is None)
+        for low, high, owner, *_ in call(alive, "SLOTS"):
             if low <= slot <= high:
                 return next(one for one in self.servers if one.port == owner[1])
         raise AssertionError(f"no server owns slot {slot}")
@@ -68,24 +69,24 @@ class Cluster:
     def open_slot(self, slot: int, target: servers.Server) -> servers.Server:
         """Begin to move *slot* key by key. Returns: its owner."""
         source = self.owner_of(slot)
-        _call(target, "SETSLOT", slot, "IMPORTING", self.id_of(source))
-        _call(source, "SETSLOT", slot, "MIGRATING", self.id_of(target))
+        call(target, "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        call(source, "SETSLOT", slot, "MIGRATING", self.id_of(target))
         return source
 
     def move_keys(self, slot: int, source: servers.Server, target: servers.Server, most: int = 1_000) -> int:
         """Move some keys of an open slot. Returns: how many."""
-        names = _call(source, "GETKEYSINSLOT", slot, most)
+        names = call(source, "GETKEYSINSLOT", slot, most)
         if names:
             source.client.execute_command("MIGRATE", "127.0.0.1", target.port, "", 0, 5_000, "KEYS", *names)
         return len(names)
 
     def close_slot(self, slot: int, source: servers.Server, target: servers.Server) -> None:
         for one in (target, source, *self.primaries()):
-            _call(one, "SETSLOT", slot, "NODE", self.id_of(target))
+            call(one, "SETSLOT", slot, "NODE", self.id_of(target))
 
     def migrate(self, low: int, high: int, source: servers.Server, target: servers.Server) -> None:
         """Move slots at once, by Valkey 9's atomic migration."""
-        _call(source, "MIGRATESLOTS", "SLOTSRANGE", low, high, "NODE", self.id_of(target))
+        call(source, "MIGRATESLOTS", "SLOTSRANGE", low, high, "NODE", self.id_of(target))
         wait_until(lambda: self.owner_of(low) is target and self.owner_of(high) is target, "slots have moved")
 
     def agree(self) -> None:
@@ -139,13 +140,13 @@ def running(
             bus[one.port] = port
         cluster = Cluster(found, bus, "" if password is None else f":{password}@", ports)
         for number, one in enumerate(found[:3]):
-            _call(one, "ADDSLOTSRANGE", SLOTS * number // 3, SLOTS * (number + 1) // 3 - 1)
-            _call(one, "SET-CONFIG-EPOCH", number + 1)
+            call(one, "ADDSLOTSRANGE", SLOTS * number // 3, SLOTS * (number + 1) // 3 - 1)
+            call(one, "SET-CONFIG-EPOCH", number + 1)
         for one in found[1:]:
-            _call(found[0], "MEET", "127.0.0.1", ports[found.index(one)] if tls else one.port, bus[one.port])
+            call(found[0], "MEET", "127.0.0.1", ports[found.index(one)] if tls else one.port, bus[one.port])
         wait_until(lambda: all(_known(one) == len(found) for one in found), "all servers know each other")
         for primary, one in zip(found, found[3 : 3 + replicas], strict=False):
-            _call(one, "REPLICATE", cluster.id_of(primary))
+            call(one, "REPLICATE", cluster.id_of(primary))
             wait_until(
                 lambda one=one: one.client.info("replication").get("master_link_status") == "up", "a replica is up"
             )
@@ -163,13 +164,13 @@ def _raw(server: servers.Server, *words: object) -> Any:
         server.client.connection_pool.release(connection)
 
 
-def _call(server: servers.Server, *words: object) -> Any:
+def call(server: servers.Server, *words: object) -> Any:
     return _raw(server, "CLUSTER", *words)
 
 
 def _known(server: servers.Server) -> int:
-    return sum(b"handshake" not in line and b"noaddr" not in line for line in _call(server, "NODES").splitlines())
+    return sum(b"handshake" not in line and b"noaddr" not in line for line in call(server, "NODES").splitlines())
 
 
 def _owners(server: servers.Server) -> tuple[Any, ...]:
-    return tuple(sorted((low, high, owner[1]) for low, high, owner, *_ in _call(server, "SLOTS")))
+    return tuple(sorted((low, high, owner[1]) for low, high, owner, *_ in call(server, "SLOTS")))

@@ -7,7 +7,7 @@ import logging
 import pickle
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -551,3 +551,27 @@ def test_tombstones_survive_the_way_there_and_back(valkey: servers.Server) -> No
 
         assert record is not None
         assert record[1] & TOMBSTONE
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", servers.KINDS)
+def test_a_scan_does_not_go_on_after_the_server_restarted(kind: str) -> None:
+    """Another process has another hash: its cursors mean other places, and keys would be missed."""
+    if servers.binary(kind) is None:
+        pytest.skip(f"no {kind}")
+    rows = [Row(b"%d" % number) for number in range(10_000)]
+    with servers.running(kind, "--enable-debug-command", "yes") as server, RedisStore(server.url) as store:
+        write(store, *rows)
+        scan = store.scan("view")
+        next(scan)
+        with suppress(redis.ConnectionError):
+            server.client.execute_command("DEBUG", "RESTART")
+        assert servers._ready(server.process, server.client)
+        assert server.client.dbsize() == 0
+        with RedisStore(server.url) as another:
+            write(another, *rows)
+
+        with pytest.raises(UnavailableError, match="scan feature view 'view'"):
+            for _ in scan:
+                pass
+        assert len(content(store)) == len(rows)
