@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from materialize.online.memory import MemoryStore
-from materialize.online.redis import RedisStore
+from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.online.sqlite import SqliteStore
 from tests import cluster as clusters, dynamodb_local as dynamodb, object_store as s3, servers
 from tests.tables import Table
@@ -100,15 +100,19 @@ def store() -> Iterator[OnlineStore]:
         yield store
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("valkey", marks=pytest.mark.server)])
+@pytest.fixture(
+    params=["memory", "sqlite", *(pytest.param(kind, marks=pytest.mark.server) for kind in ("valkey", "cluster"))]
+)
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineStore]:
     """An empty store of each kind."""
     if request.param == "memory":
         store: OnlineStore = MemoryStore()
     elif request.param == "sqlite":
         store = SqliteStore(f"sqlite:///{tmp_path}/online.db")
-    else:
+    elif request.param == "valkey":
         store = RedisStore(request.getfixturevalue("valkey").url)
+    else:
+        store = RedisClusterStore(request.getfixturevalue("cluster").url)
     with store:
         yield store
 

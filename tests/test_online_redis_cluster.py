@@ -81,6 +81,15 @@ class TestRedisClusterStore(OnlineStoreContract):
         assert [record[HEADER.size :] for record in records if record] == [row.payload for row in rows]
         assert sum(len(keys) for keys, _ in store.scan("view")) == 50_000
 
+    def test_several_views_are_read_at_once(self, store: RedisClusterStore) -> None:
+        for view in ("one", "two"):
+            store.merge(view, make_batch([Row(b"a", payload=view.encode())]), tie_wins=True, retention=FOREVER)
+
+        found = store.read_views({"one": [b"a", b"b"], "two": [b"b", b"a"]})
+
+        assert [record and record[HEADER.size :] for record in found["one"]] == [b"one", None]
+        assert [record and record[HEADER.size :] for record in found["two"]] == [None, b"two"]
+
     def test_what_is_no_record_is_left_alone_and_told(self, store: RedisClusterStore, cluster: Cluster) -> None:
         cluster.owner_of(slot_of(b"b")).client.hset("fs:view:{b}", "field", "theirs")
         cluster.owner_of(slot_of(b"c")).client.set("fs:view:{c}", "theirs")
