@@ -1,4 +1,4 @@
-"""What a server says about itself, then and now, in; whether it may have lost what we wrote, in words, out. Pure: no I/O, no clock.
+"""What servers say about themselves, then and now, in; whether they may have lost what we wrote, in words, out. Pure: no I/O, no clock.
 
 On one server the records and their watermark are in one log. A restart from an old file, or a failover that lost the tail, gives
 back a beginning of it, whose own watermark is older: the next run goes on from there and is exact. Keys that leave by themselves
@@ -7,7 +7,8 @@ back a beginning of it, whose own watermark is older: the next run goes on from 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Evidence:
 
     ``run_id``: of its process. ``replid``, ``offset``: of its replication history, and how many bytes it has. ``replid2``: the history
     that this one continues, up to the byte before ``second_offset``. ``evicted``: keys, since the process began. ``used``,
-    ``maxmemory``: bytes; 0 is without a limit. ``keys``: of our database. ``replicas``: that are connected.
+    ``maxmemory``: bytes; a ``maxmemory`` of 0 is no limit.
     """
 
     run_id: str
@@ -46,17 +47,19 @@ class Evidence:
     used: int
     maxmemory: int
     policy: str
-    role: str
-    replicas: int
-    keys: int = 0
 
     @property
     def evicts(self) -> bool:
         """Whether the server may remove keys to make room."""
         return self.maxmemory > 0 and self.policy not in {"noeviction", ""}
 
+    @property
+    def free(self) -> float:
+        """Bytes that more records may take."""
+        return max(self.maxmemory - self.used, 0) if self.maxmemory else math.inf
 
-#: Evidence by node name; a store of one server has one node.
+
+#: Evidence by node name; a store of one server has one node, a cluster one for each primary.
 Facts = dict[str, Evidence]
 
 
@@ -74,15 +77,21 @@ def facts_to_json(facts: Facts | None) -> dict[str, Any] | None:
 
 
 def facts_from_json(values: Mapping[str, Any] | None) -> Facts | None:
-    return None if values is None else {node: Evidence(**evidence) for node, evidence in values.items()}
+    """The facts in a watermark; None where it has none, or those of another release."""
+    if values is None:
+        return None
+    names = [field.name for field in fields(Evidence)]
+    try:
+        return {node: Evidence(*(told[name] for name in names)) for node, told in values.items()}
+    except KeyError:
+        return None
 
 
 def since_watermark(then: Facts, now: Facts) -> Verdict:
     """What happened to the servers between the facts in a watermark and a later run that reads this watermark."""
-    verdicts = [
-        _joined(_eviction(then[node], now[node]), _history(then[node], now[node])) for node in then if node in now
-    ]
-    if set(then) != set(now):
+    pairs = _paired(then, now)
+    verdicts = [_joined(_eviction(before, after), _history(before, after)) for before, after in pairs]
+    if len(pairs) < len(then) or len(now) > len(then):
         # Each server that holds a part has its own copy of the watermark, and the oldest counts.
         verdicts.append(Verdict(f"the store had {len(then)} servers and has {len(now)}, or others"))
     return _joined(*verdicts)
@@ -90,7 +99,7 @@ def since_watermark(then: Facts, now: Facts) -> Verdict:
 
 def during_run(then: Facts, now: Facts, positions: Mapping[str, int]) -> Verdict:
     """What happened to what a run wrote: *positions* are its last writes, as `position` names histories -> the offset after it."""
-    verdicts = [_eviction(then[node], now[node]) for node in then if node in now]
+    verdicts = [_eviction(before, after) for before, after in _paired(then, now)]
     verdicts += [_survived(name, offset, now) for name, offset in positions.items()]
     return _joined(*verdicts)
 
@@ -98,6 +107,16 @@ def during_run(then: Facts, now: Facts, positions: Mapping[str, int]) -> Verdict
 def position(run_id: str, replid: str) -> str:
     """The name of a history in a process, as a key of *positions*."""
     return f"{run_id}/{replid}"
+
+
+def _paired(then: Facts, now: Facts) -> list[tuple[Evidence, Evidence]]:
+    """Each server of *then* that is there, with what it says now: the one that goes on with its history, else the one of its name."""
+    pairs = []
+    for node, before in then.items():
+        heirs = [after for after in now.values() if before.replid in {after.replid, after.replid2}]
+        if after := next(iter(heirs), now.get(node)):
+            pairs.append((before, after))
+    return pairs
 
 
 def _eviction(then: Evidence, now: Evidence) -> Verdict:
@@ -129,7 +148,7 @@ def _history(then: Evidence, now: Evidence) -> Verdict:
                 lost=True,
             )
         return Verdict(
-            "the store failed over or restarted, and by its offsets has all that was written before the watermark"
+            "the store failed over or restarted, and by its offsets has all that is older than its watermark"
         )
     if now.run_id == then.run_id:
         # A server that has its first replica, or has had none for long, gives its history a new name.

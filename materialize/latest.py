@@ -140,13 +140,6 @@ def distinct(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
     return rows.select(join_keys).unique()
 
 
-def positions_of(rows: pl.DataFrame, entities: pl.DataFrame, join_keys: Sequence[str]) -> pl.Series:
-    """The position of one row of each of the *entities*, in order."""
-    found = rows.join(entities, on=join_keys, how="semi", nulls_equal=True)
-    positions: pl.Series = found.unique(join_keys, keep="any").get_column("position").sort()
-    return positions
-
-
 def without(rows: pl.DataFrame, others: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
     """The rows whose entity is not among *others*."""
     return rows.join(others, on=join_keys, how="anti", nulls_equal=True)

@@ -153,14 +153,14 @@ def write_piece(
     started, report = time.monotonic(), PieceReport()
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
-    with Writer(store, progress) as writer:
+    with Writer(store, progress, rows=plan.rows // plan.pieces) as writer:
         for keys, part in _batches(work, read(work)):
             floor = part.call.floor
             batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
             writer.submit(batch, part.call.write)
     for entities in work.gone:
         report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
-    report.positions, report.lost = store.positions(), readback.missing(view, store, writer.sample, now)
+    report.positions, report.lost = store.positions(), readback.missing(view, store, *writer.sample(), now)
     report.stale, report.written, report.unchanged = writer.outcomes.tolist()
     report.entities = report.stale + report.written + report.unchanged + report.expired
     report.bytes, report.seconds = writer.nbytes, time.monotonic() - started

@@ -223,14 +223,14 @@ def commit(
     again = [write_piece(view, store, fresh, piece, now=now) for piece in range(fresh.pieces)]
     report = _commit(view, store, fresh, again, now=now)
     # What the first pass wrote and the store kept is unchanged for the second one, and news for readers.
-    kept = min(sum(piece.written for piece in pieces), report.unchanged)
-    seconds = report.seconds + sum(piece.seconds for piece in pieces)
+    kept = min(max(sum(piece.written for piece in pieces) - report.written, 0), report.unchanged)
+    found = reason.partition("could not finish the run: ")[2] or reason
     return replace(
         report,
         written=report.written + kept,
         unchanged=report.unchanged - kept,
-        reason=f"{report.reason}; written again, because it {reason.partition('could not finish the run: ')[2] or reason}",
-        seconds=seconds,
+        reason=f"{report.reason}; written again, {report.written:,} of {report.entities:,} entities differed, because it {found}",
+        seconds=report.seconds + sum(piece.seconds for piece in pieces),
     )
 
 

@@ -51,14 +51,15 @@ def before_writes(view: FeatureView, store: OnlineStore, plan: Plan, run: Run) -
         return plan
     before = facts_from_json(held.evidence)
     found = Verdict() if before is None else since_watermark(before, facts)
-    gone = 0 if plan.snapshot or held.version is None else readback.missing_since(view, store, run.now())
+    gone = readback.missing_since(view, store, run.now()) if plan.reads_changes else []
     words = [found.words] if found.words else []
-    words += [] if before is None else _fewer_replicas(before, facts)
     if gone:
-        words.append(f"{gone:,} of the records that earlier runs wrote and that were read back are missing")
+        words.append(f"{len(gone):,} of the records that earlier runs wrote and that were read back are missing")
     if plan.reads_changes and (found.lost or gone):
         plan, done = _repaired(view, store, plan, run)
         words.append(done)
+        # Those that the table does not have either would be missing for ever; the others are remembered when they are written.
+        readback.forget(view, store, gone)
     if not words:
         return plan
     log.warning("found in the store view=%s store=%s: %s", view.name, plan.store, "; ".join(words))
@@ -74,40 +75,30 @@ def after_writes(
     Raises StoreChangedError when something is lost or may be, OnlineStoreError when it was evicted.
     """
     began = facts_from_json(plan.evidence)
-    if began is None:
+    facts = None if began is None else with_retry(store.evidence)
+    if began is None or facts is None:
         return None, ""
-    facts = with_retry(store.evidence)
-    assert facts is not None  # noqa: S101 - it had some when the run began
     found = during_run(began, facts, positions)
+    wiped = plan.watermark is not None and with_retry(partial(watermark.read_text, store, view.name)) is None
     words = [found.words] if found.words else []
-    words += _fewer_replicas(began, facts)
     if lost:
         words.append(f"{lost:,} rows that were written and read back are missing")
-    held = with_retry(partial(watermark.read_text, store, view.name))
-    if held is None and plan.watermark is not None:
+    if wiped:
         words.append("the watermark is gone, as after FLUSHALL")
-    if found.lost or lost or (held is None and plan.watermark is not None):
-        message = (
-            f"feature view {view.name!r}: could not finish the run: found that {'; '.join(words)} ({store.location}), "
-            "expected all that it wrote. The watermark does not claim it"
-        )
-        if found.evicted:
-            raise OnlineStoreError(
-                f"{message}. Give the store more memory or set maxmemory-policy noeviction, and run again: it repairs."
-            )
-        raise StoreChangedError(f"{message}; running again repairs it.")
-    if words:
-        log.warning("during the run view=%s store=%s: %s", view.name, plan.store, "; ".join(words))
-    return facts, "; ".join(words)
-
-
-def _fewer_replicas(then: Facts, now: Facts) -> list[str]:
-    before, left = sum(one.replicas for one in then.values()), sum(one.replicas for one in now.values())
-    return (
-        [f"the store had {before} replicas and has {left}: a failover would take back what they lack"]
-        if left < before
-        else []
+    told = "; ".join(words)
+    if not (found.lost or lost or wiped):
+        if told:
+            log.warning("during the run view=%s store=%s: %s", view.name, plan.store, told)
+        return facts, told
+    message = (
+        f"feature view {view.name!r}: could not finish the run: found that {told} ({store.location}), "
+        "expected all that it wrote. The run does not count as done"
     )
+    if found.evicted:
+        raise OnlineStoreError(
+            f"{message}. Give the store more memory or set maxmemory-policy noeviction, and run again: it repairs what is missing."
+        )
+    raise StoreChangedError(f"{message}; running again repairs what is missing.")
 
 
 def _refuse_eviction(view: FeatureView, store: OnlineStore, facts: Facts) -> None:
@@ -126,8 +117,7 @@ def _repaired(view: FeatureView, store: OnlineStore, plan: Plan, run: Run) -> tu
     """Make the store equal to the table at the watermark's version. Returns: the plan that goes on from there, and what was done."""
     report = verify(view, store, run, repair=True)
     text = with_retry(partial(watermark.read_text, store, view.name))
-    mark = None if text is None else Watermark.from_json(text)
-    if mark is None:
+    if text is None:
         raise StoreChangedError(
             f"feature view {view.name!r}: could not repair {store.location}: the watermark went away meanwhile. Run again."
         )
@@ -138,7 +128,7 @@ def _repaired(view: FeatureView, store: OnlineStore, plan: Plan, run: Run) -> tu
     plan = replace(
         plan,
         watermark=text,
-        generation=mark.generation,
+        generation=Watermark.from_json(text).generation,
         repaired=report.repaired - removed,
         removed=removed,
         positions=store.positions(),

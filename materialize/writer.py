@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from materialize.errors import StoreFullError, UnavailableError
 from materialize.order import WRITTEN
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    import numpy.typing as npt
     from typing_extensions import Self
 
     from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
 
 __all__ = ["Writer"]
 
-#: Rows that are remembered to be read back, one of a batch.
-SAMPLE = 32
+#: Written rows of a batch, and of all batches in the end, that are drawn to be read back.
+DRAWN = 64
 #: STALE, WRITTEN, UNCHANGED (materialize.order).
 OUTCOMES = 3
 
@@ -34,19 +36,20 @@ class Writer:
     """Writes batches with as many calls at once as the store profits from, and never holds more than one batch beyond these.
 
     After the with block every submitted batch is in the store and counted in ``outcomes`` (int64, by outcome code) and
-    ``nbytes``, and ``sample`` has the entity key and event time of some that were written; if it raises, any subset may be: calls under way end, no other one and no further attempt begins, and *progress*
-    has been told of every batch that is known to be in the store.
+    ``nbytes``; if it raises, any subset may be: calls under way end, no other one and no further attempt begins, and *progress*
+    has been told of every batch that is known to be in the store. *rows*: how many will come at most, for messages.
     """
 
-    def __init__(self, store: OnlineStore, progress: Callable[[int], None]) -> None:
+    def __init__(self, store: OnlineStore, progress: Callable[[int], None], *, rows: int = 0) -> None:
         self.pool = ThreadPoolExecutor(store.parallel_writes, thread_name_prefix="materialize-write")
         self.progress = progress
+        self.rows = rows
         self.limit = store.parallel_writes + 1
         self.patience = store.patience
         self.pending: deque[tuple[int, EncodedBatch, Future[Outcomes]]] = deque()
         self.outcomes = np.zeros(OUTCOMES, dtype=np.int64)
         self.nbytes = 0
-        self.sample: list[tuple[bytes, int]] = []
+        self.drawn: list[tuple[pa.BinaryArray, npt.NDArray[np.int64]]] = []
         self.over = threading.Event()
 
     def submit(self, batch: EncodedBatch, write: Callable[[EncodedBatch], Outcomes]) -> None:
@@ -57,6 +60,23 @@ class Writer:
         call = partial(with_retry, partial(write, batch), patience=self.patience, sleep=self._pause)
         self.pending.append((nbytes, batch, self.pool.submit(call)))
 
+    def sample(self) -> tuple[list[bytes], npt.NDArray[np.int64]]:
+        """Entity keys and event times of rows that were written: all of them, or `DRAWN`, spread over all batches."""
+        if not self.drawn:
+            return [], np.empty(0, dtype=np.int64)
+        keys, event_us = (
+            pa.concat_arrays([keys for keys, _ in self.drawn]),
+            np.concatenate([us for _, us in self.drawn]),
+        )
+        rows = _spread(np.arange(len(keys)))
+        return keys.take(pa.array(rows)).to_pylist(), event_us[rows]
+
+    def _left(self, rows: int, nbytes: int) -> str:
+        """What a full store lacks for the batch of *rows* with *nbytes* and for all that would come after it."""
+        handled = int(self.outcomes.sum())
+        left = max(self.rows - handled, rows)
+        return f"Of this piece {int(self.outcomes[WRITTEN]):,} rows are known to be written; up to {left:,} more need about {left * nbytes // max(rows, 1):,} bytes."
+
     def _pause(self, seconds: float) -> None:
         if self.over.wait(seconds):
             raise UnavailableError("could not write: the run ended before the next attempt")
@@ -66,11 +86,9 @@ class Writer:
         try:
             outcomes = future.result()
         except StoreFullError as error:
-            stored = int(self.outcomes[WRITTEN])
-            raise StoreFullError(f"{error} Until then {stored:,} rows of this piece were written.") from None
-        if len(self.sample) < SAMPLE and len(written := np.flatnonzero(outcomes == WRITTEN)):
-            row = int(written[len(written) // 2])
-            self.sample.append((batch.keys[row].as_py(), int(batch.event_us[row])))
+            raise StoreFullError(f"{error} {self._left(len(batch.keys), nbytes)}") from None
+        drawn = _spread(np.flatnonzero(outcomes == WRITTEN))
+        self.drawn.append((batch.keys.take(pa.array(drawn)), batch.event_us[drawn]))
         self.pending.popleft()
         self.outcomes += np.bincount(outcomes, minlength=OUTCOMES)
         self.nbytes += nbytes
@@ -91,3 +109,8 @@ class Writer:
             for _, _, future in self.pending:
                 if not future.cancelled() and future.exception() is None:
                     self.progress(len(future.result()))
+
+
+def _spread(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """At most `DRAWN` of *rows*, at equal distances."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), DRAWN)).astype(np.int64)]

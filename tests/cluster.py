@@ -19,8 +19,9 @@ __all__ = ["SLOTS", "Cluster", "call", "running", "wait_until"]
 SLOTS = 16_384
 #: Seconds in which a cluster of a few servers agrees, or a slot is moved.
 SECONDS = 30.0
-#: Milliseconds after which a server that does not answer is taken for dead.
-NODE_TIMEOUT = 2_000
+#: Milliseconds after which a server that does not answer is taken for dead: soon where a replica shall take over, else later than a
+#: busy machine lets servers wait.
+NODE_TIMEOUT, PATIENT_TIMEOUT = 2_000, 15_000
 
 
 @dataclass(slots=True)
@@ -120,6 +121,7 @@ def running(
 
     *tls*: the options of a server whose TLS port it is given.
     """
+    timeout = NODE_TIMEOUT if replicas else PATIENT_TIMEOUT
     with ExitStack() as stack:
         found, bus, ports = list[servers.Server](), dict[int, int](), list[int]()
         for _ in range(3 + replicas + spare):
@@ -130,7 +132,7 @@ def running(
                 "--cluster-port",
                 str(port),
                 "--cluster-node-timeout",
-                str(NODE_TIMEOUT),
+                str(timeout),
             )
             secure = servers.free_port()
             given += tuple(tls(secure)) if tls else ()

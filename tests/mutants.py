@@ -210,13 +210,13 @@ MUTANTS = (
     Mutant(
         "watermark moved before the write",
         "pipeline.py",
-        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id)\n",
+        "    if not plan.snapshot:\n        return replace(plan, schema_id=schema_id, positions",
         "    if not plan.snapshot:\n"
         "        if plan.mode == 'incremental' and plan.watermark and plan.from_version != plan.to_version:\n"
         "            early = Watermark.from_json(plan.watermark)\n"
         "            early = replace(early, version=plan.to_version, run_id=plan.run_id, schema=view.schema_text)\n"
         "            with_retry(partial(watermark.move, store, view.name, plan.watermark, early))\n"
-        "        return replace(plan, schema_id=schema_id)\n",
+        "        return replace(plan, schema_id=schema_id, positions",
     ),
     Mutant(
         "unfinished rebuild not remembered",
@@ -227,8 +227,8 @@ MUTANTS = (
     Mutant(
         "overtaken run moves the watermark",
         "watermark.py",
-        "store.compare_and_set_cell(view, WATERMARK, None if expected is None else expected.encode(), text.encode())",
-        "store.compare_and_set_cell(view, WATERMARK, store.read_cell(view, WATERMARK), text.encode())",
+        "if _oldest(store, view, copies) == expected and store",
+        "if store",
     ),
     Mutant("new feature only for new rows", "plan.py", "    if changed is not None:\n", "    if False:\n"),
     Mutant(
@@ -261,6 +261,97 @@ MUTANTS = (
                 "a sample of the table alone",
                 "batches if sample is None else _first(batches, sample)",
                 "batches if sample is None else []",
+            ),
+        )
+    ),
+    # --- what the store lost ---
+    *(
+        Mutant(f"store: {name}", file, there, planted, test)
+        for name, file, there, planted, test in (
+            (
+                "lost tail of a run taken for survived",
+                "evidence.py",
+                "if one.replid2 == replid and offset < one.second_offset:",
+                "if one.replid2 == replid:",
+                "tests/faults/test_failover.py::test_a_lost_tail_is_always_noticed_and_repaired",
+            ),
+            (
+                "watermark after a lost tail believed",
+                "evidence.py",
+                "if then.offset > survived:",
+                "if False:",
+                "tests/test_evidence.py",
+            ),
+            (
+                "every failover taken for a loss",
+                "evidence.py",
+                "if one.replid2 == replid and offset < one.second_offset:",
+                "if False:",
+                "tests/faults/test_failover.py::test_what_loses_nothing_repairs_nothing",
+            ),
+            (
+                "not checked before the watermark",
+                "pipeline.py",
+                "facts, told = after_writes(view, store, plan, positions, lost)",
+                "facts, told = with_retry(store.evidence), ''",
+                "tests/test_store_check.py",
+            ),
+            (
+                "evictions in a run not counted",
+                "evidence.py",
+                "    verdicts = [_eviction(before, after) for before, after in _paired(then, now)]\n    verdicts += ",
+                "    verdicts = ",
+                "tests/test_store_check.py",
+            ),
+            (
+                "remembered entities not missed",
+                "store_check.py",
+                "if plan.reads_changes and (found.lost or gone):",
+                "if plan.reads_changes and found.lost:",
+                "tests/test_store_check.py",
+            ),
+            (
+                "one row of a batch remembered",
+                "writer.py",
+                "min(len(rows), DRAWN)",
+                "min(len(rows), 1)",
+                "tests/test_store_check.py",
+            ),
+            (
+                "expired entities missed",
+                "readback.py",
+                "if held[key] is None and _stays(view, us, now)]",
+                "if held[key] is None]",
+                "tests/test_store_check.py",
+            ),
+            (
+                "evicting server not refused",
+                "store_check.py",
+                "        _refuse_eviction(view, store, facts)\n",
+                "",
+                "tests/test_store_check.py",
+            ),
+            (
+                "preflight left out",
+                "store_check.py",
+                "check_memory(view, store, plan, facts)",
+                "pass",
+                "tests/test_preflight.py",
+            ),
+            ("force changes nothing", "store_check.py", "if not plan.force:", "if True:", "tests/test_preflight.py"),
+            (
+                "full server not waited for",
+                "retry.py",
+                "state.idle_for + state.upcoming_sleep > patience",
+                "True",
+                "tests/faults/test_full.py",
+            ),
+            (
+                "replicas asked for and not awaited",
+                "online/redis/store.py",
+                "if have >= wanted:",
+                "if wanted >= have:",
+                "tests/faults/test_failover.py::test_with_replicas_asked_for_a_run_does_not_claim_what_only_the_primary_has",
             ),
         )
     ),

@@ -23,6 +23,7 @@ class Valve:
     """Listens on a free ``port`` and passes what comes to the server at *target*. Open at first.
 
     `limit` lets every connection send that many bytes in all, those that stand still too; `open` lets everything pass.
+    While ``answering`` is clear, nothing that the server sends passes either.
     """
 
     def __init__(self, target: int) -> None:
@@ -30,6 +31,8 @@ class Valve:
         self.allowed = math.inf
         self.sent: list[int] = []
         self.turn = threading.Condition()
+        self.answering = threading.Event()
+        self.answering.set()
         self.sockets: list[socket.socket] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self.listener.getsockname()[1])
@@ -55,6 +58,7 @@ class Valve:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.open()
+        self.answering.set()
         for one in (self.listener, *self.sockets):
             with contextlib.suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
@@ -74,6 +78,8 @@ class Valve:
     def _pass(self, source: socket.socket, drain: socket.socket, number: int | None) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
+                if number is None:
+                    self.answering.wait()
                 while data:
                     now = len(data) if number is None else self._may(number, len(data))
                     drain.sendall(data[:now])

@@ -10,19 +10,21 @@ from tests import servers
 from tests.valve import Valve
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
+    import redis
     from typing_extensions import Self
 
 __all__ = ["Pair"]
 
 #: No PING of the primary's own: every byte of its history is a write.
 OPTIONS = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "3600")
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Pair:
-    """``primary`` and ``replica`` are real servers of *kind*; clients use the ``port`` of the ``valve``."""
+    """``primary`` and ``replica`` are real servers of *kind*; clients use ``door``, the replica copies through ``link``."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -30,8 +32,10 @@ class Pair:
 
     def __enter__(self) -> Self:
         self.primary, self.replica = self._start(), self._start()
-        self.valve = self.stack.enter_context(Valve(self.primary.port))
-        self._attach(self.replica, self.primary)
+        self.door = self.stack.enter_context(Valve(self.primary.port))
+        self.link = self.stack.enter_context(Valve(self.primary.port))
+        self.replica.client.replicaof("127.0.0.1", self.link.port)
+        self.attached()
         return self
 
     def __exit__(
@@ -42,11 +46,18 @@ class Pair:
     def _start(self) -> servers.Server:
         return self.stack.enter_context(servers.running(self.kind, *OPTIONS))
 
-    def _attach(self, replica: servers.Server, primary: servers.Server) -> None:
-        replica.client.replicaof("127.0.0.1", primary.port)
-        self.poll(lambda: replica.client.info("replication")["master_link_status"] == "up")
-        self.poll(lambda: primary.client.info("replication")["connected_slaves"] == 1)
-        self.poll(lambda: "state=online" in str(primary.client.execute_command("INFO", "replication")) or True)
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.door.port}/0"
+
+    def asked(self) -> redis.Redis:
+        """A client of the primary, past the door."""
+        return self.primary.client
+
+    def attached(self) -> None:
+        """Wait until the replica follows the primary and has all that it has."""
+        self.poll(lambda: self.replica.client.info("replication")["master_link_status"] == "up")
+        self.in_step()
 
     def offset(self, server: servers.Server) -> int:
         return int(server.client.info("replication")["master_repl_offset"])
@@ -55,22 +66,28 @@ class Pair:
         """Wait until the replica has all that the primary has."""
         self.poll(lambda: self.offset(self.replica) == self.offset(self.primary))
 
-    def promote(self) -> int:
-        """Make the replica a primary of its own. Returns: the bytes of the common history that it has."""
-        self.replica.client.replicaof("NO", "ONE")
-        return int(self.replica.client.info("replication")["second_repl_offset"]) - 1
+    def hold(self) -> None:
+        """Nothing reaches the replica from now on, and neither server can tell: the connection stands still."""
+        self.link.answering.clear()
 
-    def switch(self) -> None:
-        """Give clients the promoted server, kill the other one with SIGKILL, and start a replica for the new one."""
-        self.valve.target = self.replica.port
+    def fail_over(self) -> int:
+        """Make the replica a primary, give it to clients, kill the old one with SIGKILL and begin to attach a new replica.
+
+        Returns: the bytes of the common history that survive.
+        """
+        self.replica.client.replicaof("NO", "ONE")
+        survived = int(self.replica.client.info("replication")["second_repl_offset"]) - 1
+        self.door.target = self.link.target = self.replica.port
         self.primary.process.kill()
         self.primary.process.wait()
+        self.link.answering.set()
         self.primary, self.replica = self.replica, self._start()
-        self._attach(self.replica, self.primary)
+        self.replica.client.replicaof("127.0.0.1", self.link.port)
+        return survived
 
     @staticmethod
-    def poll(condition: object) -> None:
+    def poll(condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + SECONDS
-        while not condition():  # type: ignore[operator]
+        while not condition():
             assert time.monotonic() < deadline
             time.sleep(0.005)

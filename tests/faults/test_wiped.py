@@ -8,24 +8,22 @@ from __future__ import annotations
 import collections
 import os
 import random
-import shutil
-import subprocess
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import redis
 
 from materialize.online.redis import RedisStore
 from materialize.verify import verify
 from tests import servers
 from tests.faults.oracle import Oracle
+from tests.faults.restartable import Restartable
 from tests.stepping import adds_up, incremental, run, served
 from tests.tables import Table, row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.server]
 
@@ -47,67 +45,19 @@ SAYS = {
 MAYBE = {"eviction, counter reset", "deleted keys"}
 
 
-class Restartable:
-    """One server on one port for all its lives, with files that it can be restarted from."""
-
-    def __init__(self, kind: str, folder: Path) -> None:
-        program = servers.binary(kind)
-        assert program is not None, f"no {kind} server on this machine"
-        self.program, self.folder, self.port, self.files = program, folder, servers.free_port(), 0
-        self.client = redis.Redis(port=self.port, protocol=2)
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        command = [
-            self.program,
-            "--port",
-            str(self.port),
-            "--bind",
-            "127.0.0.1",
-            "--save",
-            "",
-            "--dir",
-            str(self.folder),
-        ]
-        with (self.folder / "log").open("wb") as output:
-            self.process = subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=output)
-        assert servers._ready(self.process, self.client)
-
-    def stop(self) -> None:
-        self.client.close()
-        self.process.kill()
-        self.process.wait()
-
-    def saved(self) -> Path:
-        """A file of all that the server has now."""
-        self.client.save()
-        self.files += 1
-        return Path(shutil.copy(self.folder / "dump.rdb", self.folder / f"saved-{self.files}.rdb"))
-
-    def restart(self, file: Path | None) -> None:
-        self.stop()
-        (self.folder / "dump.rdb").unlink(missing_ok=True)
-        if file is not None:
-            shutil.copy(file, self.folder / "dump.rdb")
-        self.start()
-
-    def evict(self, policy: str, rng: random.Random) -> None:
-        """Let the server remove keys to make room, as one does whose memory became too small; then give it room again."""
-        before = self.client.info("stats")["evicted_keys"]
-        self.client.config_set("maxmemory-policy", policy)
-        self.client.config_set("maxmemory-samples", rng.randrange(1, 10))
-        less = 4_000
-        while self.client.info("stats")["evicted_keys"] - before < rng.randrange(1, 30):
-            self.client.config_set("maxmemory", max(self.client.info("memory")["used_memory"] - less, 1))
-            self.client.set("other", b"x" * 100)
-            self.client.delete("other")
-            less *= 2
-        self.client.config_set("maxmemory", 0)
-        self.client.config_set("maxmemory-policy", "noeviction")
+def evict(own: Restartable, policy: str, rng: random.Random) -> None:
+    """Let the server remove keys to make room, as one does whose memory became too small; then give it room again."""
+    before = own.client.info("stats")["evicted_keys"]
+    own.client.config_set("maxmemory-policy", policy)
+    own.client.config_set("maxmemory-samples", rng.randrange(1, 10))
+    less = 4_000
+    while own.client.info("stats")["evicted_keys"] - before < rng.randrange(1, 30):
+        own.client.config_set("maxmemory", max(own.client.info("memory")["used_memory"] - less, 1))
+        own.client.set("other", b"x" * 100)
+        own.client.delete("other")
+        less *= 2
+    own.client.config_set("maxmemory", 0)
+    own.client.config_set("maxmemory-policy", "noeviction")
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.server) for kind in servers.KINDS])
@@ -143,7 +93,7 @@ def lose(own: Restartable, what: str, rng: random.Random, old: Path) -> int:
         own.restart(own.saved())
     elif what.startswith("eviction"):
         # Cells have no expiry, and records have when their view has a ttl: the watermark stays where records go.
-        own.evict("volatile-random", rng)
+        evict(own, "volatile-random", rng)
         if what != "eviction":
             own.client.config_resetstat()
     elif what == "deleted keys":

@@ -103,6 +103,7 @@ def parse(url: str) -> Address:
         # Every error reaches our caller: the driver would send a whole batch again behind its back.
         "retry": Retry(NoBackoff(), 0),
         "client_name": "materialize",
+        "driver_info": None,  # CLIENT SETINFO: a right that Redis 7.0 cannot give, and two round trips
     }
     tls: dict[str, Any] = {TLS_FILES[name]: ours[name] for name in TLS_FILES if name in ours}
     if scheme == "rediss":

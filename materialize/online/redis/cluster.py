@@ -67,6 +67,12 @@ class RedisClusterStore(RedisServers):
     def _clients(self) -> dict[str, redis.Redis]:
         return {f"{host}:{port}": self.servers.client((host, port)) for host, port in self.servers.topology().primaries}
 
+    def _client_of(self, name: bytes) -> redis.Redis:
+        slot = slot_of(name)
+        if (node := self.servers.topology().owner_of(slot)) is None:
+            raise driver.ClusterDownError(f"no server owns the hash slot {slot}")
+        return self.servers.client(node)
+
     def _renew(self) -> None:
         """Ask again who owns what; with nobody to answer the old knowledge has to do until the next time."""
         with suppress(driver.RedisError, OSError):

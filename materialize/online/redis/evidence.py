@@ -1,4 +1,4 @@
-"""The reply to INFO in, what the server says about itself out."""
+"""One server's replies to INFO and WAIT in; what it says about itself, where writes ended and which replicas have them out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONNECTED = re.compile(rb"^connected_slaves:(\d+)", re.MULTILINE)
 SETTLE_MS = 60_000
 
 
-def evidence_of(info: Mapping[str, Any], database: int = 0) -> Evidence:
+def evidence_of(info: Mapping[str, Any]) -> Evidence:
     """*info*: the whole reply as redis-py parses it. What a server does not tell counts as nothing."""
     return Evidence(
         run_id=str(info["run_id"]),
@@ -33,9 +33,6 @@ def evidence_of(info: Mapping[str, Any], database: int = 0) -> Evidence:
         used=int(info.get("used_memory", 0)),
         maxmemory=int(info.get("maxmemory", 0)),
         policy=str(info.get("maxmemory_policy", "")),
-        role=str(info.get("role", "")),
-        replicas=int(info.get("connected_slaves", 0)),
-        keys=int(info.get(f"db{database}", {}).get("keys", 0)),
     )
 
 

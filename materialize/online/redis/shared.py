@@ -58,6 +58,10 @@ class RedisServers(OnlineStore):
         """A client of each server that takes writes, by the name of its node. Raises the driver's errors."""
 
     @abstractmethod
+    def _client_of(self, name: bytes) -> Any:
+        """A client of the server that has the key *name*. Raises the driver's errors."""
+
+    @abstractmethod
     def _renew(self) -> None:
         """Before something is tried again: forget connections and servers that may be gone."""
 
@@ -66,10 +70,9 @@ class RedisServers(OnlineStore):
         return self._cell(view, "settled")
 
     def evidence(self) -> Facts | None:
-        database = int(self.address.driver.get("db", 0) or 0)
         return self._patiently(
             "ask what happened to",
-            lambda: {node: evidence_of(client.info(), database) for node, client in self._clients().items()},
+            lambda: {node: evidence_of(client.info()) for node, client in self._clients().items()},
         )
 
     def positions(self) -> dict[str, int]:
@@ -116,6 +119,13 @@ class RedisServers(OnlineStore):
         with self.lock:
             self.written[history] = max(offset, self.written.get(history, 0))
 
+    def now_us(self, view: str) -> int:
+        """The time of a server's own clock, of the one that has the view's lease, in microseconds since 1970 UTC."""
+        seconds, microseconds = self._patiently(
+            f"ask the time for feature view {view!r} of", lambda: self._client_of(self._cell(view, "lease")).time()
+        )
+        return int(seconds) * 1_000_000 + int(microseconds)
+
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""
 
@@ -139,7 +149,7 @@ class RedisServers(OnlineStore):
         with suppress(driver.RedisError, OSError):
             told: list[dict[str, Any]] = [client.info("memory") for client in self._clients().values()]
             used, most = (sum(int(info[name]) for info in told) for name in ("used_memory", "maxmemory"))
-            return f"It uses {used:,} of {most:,} bytes. "
+            return f"It uses {used:,} of {most:,} bytes, {max(most - used, 0):,} are free. "
         return ""
 
     def _patiently(
