@@ -74,7 +74,12 @@ class StoreFullError(OnlineStoreError):
 
 
 class UnavailableError(OnlineStoreError):
-    """The online store did not answer. Nothing is lost: the watermark stays, and running again is harmless."""
+    """The online store did not answer. Nothing is lost: the watermark stays, and running again is harmless.
+
+    ``waited``: the store was waited for until its deadline already, so that only the scheduler tries again.
+    """
+
+    waited: bool = False
 
 
 class StoreChangedError(UnavailableError):

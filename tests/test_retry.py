@@ -41,3 +41,13 @@ def test_another_error_is_not_tried_again(error):
     with pytest.raises(type(error)):
         with_retry(call, sleep=lambda _: None)
     assert call.calls == 1
+
+
+def test_a_store_that_waited_until_its_deadline_is_not_waited_for_again():
+    waited = UnavailableError("could not write 5 rows")
+    waited.waited = True
+    call = Flaky(waited)
+
+    with pytest.raises(UnavailableError, match=r"attempt 1 of 4"):
+        with_retry(call, sleep=lambda _: None)
+    assert call.calls == 1

@@ -12,6 +12,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import redis
+from redis.crc import key_slot
 
 from materialize import pipeline, watermark
 from materialize.decoder import Header
@@ -19,7 +21,7 @@ from materialize.errors import OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.model import Retention, to_us
 from materialize.online.base import unpack_order
 from materialize.online.memory import MemoryStore
-from materialize.online.redis import RedisStore
+from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.online.sqlite import SqliteStore
 from materialize.order import GENERATION, stamp
 from materialize.testing import Row, make_batch
@@ -34,6 +36,17 @@ VIEW = "spending"
 FOREVER = Retention(ttl_us=None, keep_until_us=to_us(NOW + timedelta(days=14)))
 
 
+def client_of(store: OnlineStore, key: bytes) -> tuple[redis.Redis, bytes]:
+    """A client of the server that has the record of *key*, and the record's name there."""
+    assert isinstance(store, (RedisStore, RedisClusterStore))
+    name = store._key(VIEW, key)
+    if isinstance(store, RedisStore):
+        return store.client, name
+    owner = store.servers.topology().owner_of(key_slot(name))
+    assert owner is not None
+    return store.servers.client(owner), name
+
+
 def forget(store: OnlineStore, key: bytes) -> None:
     """The record is gone, as after a restart from an old file."""
     if isinstance(store, MemoryStore):
@@ -42,8 +55,8 @@ def forget(store: OnlineStore, key: bytes) -> None:
         with closing(sqlite3.connect(store.path)) as connection, connection:
             connection.execute("DELETE FROM records WHERE view = ? AND entity_key = ?", (VIEW, key))
     else:
-        assert isinstance(store, RedisStore)
-        assert store.client.delete(store._key(VIEW, key)) == 1
+        client, name = client_of(store, key)
+        assert client.delete(name) == 1
 
 
 def overwrite(store: OnlineStore, key: bytes, record: bytes) -> None:
@@ -61,8 +74,8 @@ def overwrite(store: OnlineStore, key: bytes, record: bytes) -> None:
                 (VIEW, key, *values),
             )
     else:
-        assert isinstance(store, RedisStore)
-        store.client.set(store._key(VIEW, key), record)
+        client, name = client_of(store, key)
+        client.set(name, record)
 
 
 def checked(table: Table, store: OnlineStore, **options: Any) -> VerifyReport:

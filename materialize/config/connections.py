@@ -2,7 +2,7 @@
 
 | connection type | as an online store |
 |---|---|
-| ``redis`` | ``redis://``; ``rediss://`` when extra ``ssl`` is true, ``redis+cluster://`` when extra ``cluster`` is true; the database is extra ``db`` or the schema; the other extras become the query |
+| ``redis`` | ``redis://``; ``rediss://`` when extra ``ssl`` is true; ``redis+cluster://`` when extra ``cluster`` is true, ``redis+sentinel://`` when there is an extra ``service``, both with ``host:port,host:port`` as the host where there are several; the database is extra ``db`` or the schema; the other extras become the query |
 | ``aws`` | ``dynamodb://KEY:SECRET@REGION/PREFIX?endpoint_url=...``; prefix and options (docs/dynamodb.md) are extras |
 
 As the source of a feature view: ``aws``, or any type whose extra has ``storage_options``, a mapping that is passed on.
@@ -26,9 +26,22 @@ if TYPE_CHECKING:
 __all__ = ["STORE_SCHEMES", "Connections", "checked_url", "environment_connection", "storage_options", "store_url"]
 
 #: The kinds of online store, as their URLs begin.
-STORE_SCHEMES = ("memory", "sqlite", "redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "dynamodb")
+STORE_SCHEMES = (
+    "memory",
+    "sqlite",
+    "redis",
+    "rediss",
+    "unix",
+    "redis+cluster",
+    "rediss+cluster",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "dynamodb",
+)
 #: Our schemes that are Airflow connection types as well, or would be read as one.
-REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster")
+REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
+#: Where servers and sentinels listen when nothing else is said.
+REDIS_PORT, SENTINEL_PORT = 6379, 26379
 #: What an AWS connection says, and the name of the storage option that delta-rs reads for it.
 AWS_OPTIONS = {
     "key": "AWS_ACCESS_KEY_ID",
@@ -150,12 +163,17 @@ def _sqlite_url(rest: str, root: Path | None) -> str:
 def _check_redis(url: str) -> None:
     """A password with special characters would otherwise be cut, and appear in the driver's errors."""
     shape = "SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE]"
+    parts = urlsplit(url)
+    several = "+" in parts.scheme
+    if several:
+        shape = "SCHEME://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...]"
+    places = parts.netloc.rpartition("@")[2]
     try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        hosts = [urlsplit(f"//{place}") for place in (places.split(",") if several else [places])]
+        right = all(host.hostname and (host.port is None or host.port) for host in hosts)
     except ValueError:
-        host = None
-    if not host or "@" in parts.path + parts.query or parts.netloc.count("@") > 1 or parts.fragment:
+        right = False
+    if not right or "@" in parts.path + parts.query or parts.netloc.count("@") > 1 or parts.fragment:
         raise ValueError(
             f"expected {shape} with special characters of the password percent-encoded, found a URL of another form"
         )
@@ -168,13 +186,26 @@ def _redis_url(parts: Parts) -> str:
         name: value for name, value in parts.extra.items() if name not in {"ssl", "cluster", "db"} and value is not None
     }
     scheme = "rediss" if parts.kind.startswith("rediss") or parts.enabled("ssl") else "redis"
+    port = REDIS_PORT
     if parts.kind.endswith("+cluster") or parts.enabled("cluster"):
         scheme += "+cluster"
-    host = f"[{parts.host}]" if ":" in parts.host else quote(parts.host or "localhost")
+    elif parts.kind.endswith("+sentinel") or "service" in extra:
+        scheme, port = f"{scheme}+sentinel", SENTINEL_PORT
     database = parts.extra.get("db")
     path = parts.schema if database is None else str(database)
-    address = f"{host}:{parts.port or 6379}" + (f"/{quote(path)}" if path else "")
+    address = _places(parts.host, parts.port or str(port)) + (f"/{quote(path)}" if path else "")
     return f"{scheme}://{_account(parts.login, parts.password)}{address}" + (f"?{urlencode(extra)}" if extra else "")
+
+
+def _places(host: str, port: str) -> str:
+    """``host:port`` of one host, or of each in ``host:port,host``; *port* where none is said."""
+    if host.count(":") > 1 and "," not in host:
+        return f"[{host}]:{port}"
+    places = [place.strip() for place in (host or "localhost").split(",")]
+    return ",".join(
+        quote(place, safe=":[]") if place.rpartition(":")[2].isdecimal() else f"{quote(place, safe='[]:')}:{port}"
+        for place in places
+    )
 
 
 def _account(login: str, password: str) -> str:

@@ -9,6 +9,7 @@ from materialize.errors import ConfigError
 if TYPE_CHECKING:
     from materialize.model import OnlineStoreConfig
     from materialize.online.base import OnlineStore
+    from materialize.online.redis.shared import RedisServers
 
 __all__ = ["open_store"]
 
@@ -24,17 +25,24 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
         from materialize.online.sqlite import SqliteStore
 
         return SqliteStore(config.url)
-    if scheme in {"redis", "rediss", "unix"}:
+    if scheme in {"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"}:
         from materialize.online.redis import RedisStore
 
-        store = RedisStore(config.url)
-        store.read_p99 = config.read_p99
-        return store
+        return _paced(RedisStore(config.url), config)
+    if scheme in {"redis+cluster", "rediss+cluster"}:
+        from materialize.online.redis import RedisClusterStore
+
+        return _paced(RedisClusterStore(config.url), config)
     if scheme == "dynamodb":
         from materialize.online.dynamodb import DynamoDbStore
 
         return DynamoDbStore(config.url, config.tables, config.prices)
     raise ConfigError(
         f"online store {config.name!r}: could not open {config.masked_url}: found the scheme {scheme!r}, "
-        "expected memory, sqlite, redis, rediss, unix or dynamodb. Nothing was read or written."
+        "expected memory, sqlite, redis, rediss, unix, redis+cluster, redis+sentinel or dynamodb. Nothing was read or written."
     )
+
+
+def _paced(store: RedisServers, config: OnlineStoreConfig) -> RedisServers:
+    store.read_p99 = config.read_p99
+    return store

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as driver
 
 from materialize.errors import UnavailableError
 from materialize.online.pace import Probe
+from materialize.online.redis.answers import translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis.connection import ConnectionInterface
 
-__all__ = ["RedisProbe"]
+    from materialize.online.redis.address import Address
+
+__all__ = ["RedisProbe", "SlowestProbe"]
 
 #: Seconds after which a clock's offset may have changed, and the shortest way is looked for anew.
 EPOCH = 10.0
@@ -34,14 +38,12 @@ class RedisProbe(Probe):
     This process is busy encoding: it may notice an answer many milliseconds after it came (measured: a p99 of 16 ms where another
     process had 3 ms). So the server says when it was at the GET (TIME, in the same request); the smallest difference between
     its clock and ours is that of a GET that did not wait, and any other waited by as much longer. The clocks need not agree.
-    *connection*: for this probe alone. *translated*: turns the driver's errors into ours.
+    *connection*: for this probe alone. *key*: one that the server of a cluster has, as far as is known: its redirect takes as long.
     """
 
-    def __init__(
-        self, connection: ConnectionInterface, key: bytes, translated: Callable[[str], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, connection: ConnectionInterface, key: bytes, address: Address) -> None:
         self.connection: Any = connection
-        self.translated, self.closed = translated, False
+        self.address, self.closed = address, False
         self.request = b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n*1\r\n$4\r\nTIME\r\n" % (len(key), key)
         self.way, self.trip = _Least(), _Least()
         self.offsets: deque[int] = deque(maxlen=TOLD + 1)
@@ -51,7 +53,8 @@ class RedisProbe(Probe):
             self.connection.connect()
             sent = time.perf_counter()
             self.connection.send_packed_command([self.request], check_health=False)
-            self._answer()
+            with suppress(driver.AskError):  # or the MovedError, which is one
+                self._answer()
             seconds, us = self._answer()
             took = time.perf_counter() - sent
         way = int(seconds) + int(us) / 1e6 - sent
@@ -77,7 +80,7 @@ class RedisProbe(Probe):
 
     @contextmanager
     def _talking(self, doing: str) -> Iterator[None]:
-        with self.translated(doing):
+        with translated(doing, self.address):
             try:
                 yield
             except Exception:
@@ -85,6 +88,25 @@ class RedisProbe(Probe):
                 if self.closed:  # the driver stumbles over what it lost meanwhile
                     raise UnavailableError(f"could not {doing} the store: the probe was closed") from None
                 raise
+
+
+class SlowestProbe(Probe):
+    """The slowest of several servers, found by *opened* when it is first read."""
+
+    def __init__(self, opened: Callable[[], Sequence[Probe]]) -> None:
+        self.opened = opened
+        self.probes: Sequence[Probe] = ()
+
+    def read(self) -> float:
+        self.probes = self.probes or self.opened()
+        return max(probe.read() for probe in self.probes)
+
+    def behind(self) -> int:
+        return max(probe.behind() for probe in self.probes)
+
+    def close(self) -> None:
+        for probe in self.probes:
+            probe.close()
 
 
 class _Least:

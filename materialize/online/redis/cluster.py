@@ -1,0 +1,337 @@
+"""Redis and Valkey, a cluster: one script call per hundred rows of a server, and one per row where slots are on their way.
+
+A batch is cut by server and not by slot: 10,000 rows have less than one row for each of 16,384 slots.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from hashlib import sha1
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from redis import exceptions as driver
+
+from materialize.online.redis.answers import Patience, passes, translated
+from materialize.online.redis.evidence import position_of
+from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options
+from materialize.online.redis.lanes import exchange
+from materialize.online.redis.shared import CURSORS, RedisServers, scanned
+from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
+from materialize.online.redis.store import Columns, framed
+from materialize.online.redis.topology import ClusterServers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import numpy.typing as npt
+    import redis
+
+    from materialize.model import Retention
+    from materialize.online.base import EncodedBatch, Outcomes
+    from materialize.online.redis.topology import Node, Topology
+
+__all__ = ["RedisClusterStore"]
+
+#: Slots from one copy of a cell to the next: each primary with that many neighbouring slots has one.
+SLOTS_PER_COPY = 128
+#: Keys that may come to a slot between counting and listing them.
+SLACK = 100
+#: Rounds of redirects that are followed without a pause: MOVED may be followed by ASK.
+QUICK_ROUNDS = 2
+#: What a script says when a key is not its server's any more; without a class of the driver's own.
+NOT_LOCAL = "non local key"
+#: Before a request to a server that a slot is on its way to.
+ASKING = command(b"ASKING")
+#: Asked after the writes on their own connection: where they ended.
+POSITION = (command(b"INFO", b"server"), command(b"INFO", b"replication"))
+
+
+class RedisClusterStore(RedisServers):
+    """Records as plain string values in a cluster of Redis (7.0 or newer) or Valkey servers, on primaries only.
+
+    *url*: see `materialize.online.redis.address`. Redirects, failovers and what passes by itself are followed and waited for until the
+    deadline of the URL, in reads for its timeout. Where a call had to be made again, a row that the first one wrote counts as unchanged.
+    """
+
+    parallel_writes = 2
+    taken_over = True
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.servers = ClusterServers(self.address)
+        text = b"#!lua flags=allow-cross-slot-keys\n" + lua("write").encode()
+        self._load, self._script = command(b"SCRIPT", b"LOAD", text), bulk(sha1(text).hexdigest().encode())  # noqa: S324 - its name
+
+    def _clients(self) -> dict[str, redis.Redis]:
+        return {f"{host}:{port}": self.servers.client((host, port)) for host, port in self.servers.topology().primaries}
+
+    def _client_of(self, name: bytes) -> redis.Redis:
+        slot = slot_of(name)
+        if (node := self.servers.topology().owner_of(slot)) is None:
+            raise driver.ClusterDownError(f"no server owns the hash slot {slot}")
+        return self.servers.client(node)
+
+    def _renew(self) -> None:
+        """Ask again who owns what; with nobody to answer the old knowledge has to do until the next time."""
+        with suppress(driver.RedisError, OSError):
+            self.servers.refreshed(self.servers.topology())
+
+    def _settle_cell(self, view: str, node: str) -> bytes:
+        topology = self.servers.topology()
+        place = [f"{host}:{port}" for host, port in topology.primaries].index(node)
+        return self._copy(view, "settled", int(np.argmax(topology.owner == place)))
+
+    # --- writing ---
+
+    def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:
+        return self._write(view, batch, "merge_tie" if tie_wins else "merge", retention)
+
+    def replace(self, view: str, batch: EncodedBatch, *, at: int, retention: Retention) -> Outcomes:  # noqa: ARG002 - in the records
+        return self._write(view, batch, "replace", retention)
+
+    def _write(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Outcomes:
+        """Calls of hundred rows first. The rows of a call that failed, which may be stored in part, are sent again one by one."""
+        if not len(batch.keys):
+            return np.empty(0, dtype=np.uint8)
+        subject, name = f"write {len(batch.keys):,} rows of feature view {view!r} to", f"{self.prefix}:{view}"
+        options, patience = write_options(mode, retention), Patience(self.address.deadline)
+        outcomes = np.zeros(len(batch.keys), dtype=np.uint8)
+        with translated(subject, self.address, patience, self._figures):
+            slots = entity_slots(batch.keys, name)
+            topology = self._reached(patience)
+            owners = topology.owner[slots]
+            calls: dict[Node, list[tuple[npt.NDArray[np.int64], bytes]]] = {}
+            for place in np.unique(owners[owners >= 0]):
+                rows = np.flatnonzero(owners == place)
+                columns = _columns(name, batch, rows)
+                calls[topology.primaries[place]] = [
+                    (rows[low:high], columns.undeclared(self._script, options, low, high))
+                    for low, high in columns.calls()
+                ]
+            told = self._written({node: [request for _, request in some] for node, some in calls.items()})
+            for node, replies in told.items():
+                for (rows, _), reply in zip(calls[node], replies, strict=True):
+                    if isinstance(reply, bytes):
+                        outcomes[rows] = np.frombuffer(reply, dtype=np.uint8)
+            if len(left := np.flatnonzero(outcomes == 0)):
+                columns = _columns(name, batch, left)
+                requests = [columns.request(self._script, options, row, row + 1) for row in range(len(left))]
+                again = self._each(slots[left], requests, patience, write=True)
+                outcomes[left] = np.frombuffer(b"".join(again), dtype=np.uint8)
+        return outcomes_of(outcomes.tobytes(), subject, self.location, name)
+
+    def _written(self, requests: Mapping[Node, list[bytes]]) -> dict[Node, list[Any]]:
+        """The replies to calls of the script. Those of a server that does not tell then how far it has written are errors too."""
+        told = self._exchange({node: [self._load, *some, *POSITION] for node, some in requests.items()})
+        replies: dict[Node, list[Any]] = {}
+        for node, (_, *some, server, replication) in told.items():
+            lost = next((reply for reply in (server, replication) if isinstance(reply, Exception)), None)
+            if lost is None:
+                self._wrote(*position_of(server, replication))
+            replies[node] = some if lost is None else [lost] * len(some)
+        return replies
+
+    def _exchange(self, requests: Mapping[Node, Sequence[bytes]]) -> dict[Node, list[Any]]:
+        return exchange({node: self.servers.client(node).connection_pool for node in requests}, requests)
+
+    def _each(
+        self,
+        slots: npt.NDArray[np.int64],
+        requests: Sequence[bytes],
+        patience: Patience,
+        *,
+        write: bool,
+        lost: bool = True,
+    ) -> list[Any]:
+        """The reply to each request, a command with one key, from whoever owns its slot in *slots*.
+
+        Follows MOVED and ASK, and asks again what passes by itself, until *patience* is over. *lost*: a lost connection too. Raises the
+        driver's last error then, and other errors at once.
+        """
+        replies: list[Any] = [None] * len(slots)
+        redirects: dict[int, tuple[Node, bool]] = {}
+        pending, rounds = list(range(len(slots))), 0
+        while pending:
+            topology, rounds = self._reached(patience), rounds + 1
+            errors: dict[int, Exception] = {}
+            calls: dict[bool, dict[Node, list[int]]] = {False: {}, True: {}}
+            for row in pending:
+                node, asking = redirects.pop(row, (topology.owner_of(int(slots[row])), False))
+                if node is None:
+                    errors[row] = driver.ClusterDownError(f"no server owns the hash slot {slots[row]}")
+                else:
+                    calls[asking].setdefault(node, []).append(row)
+            for asking, lanes in calls.items():
+                told = self._told(
+                    {node: [requests[row] for row in rows] for node, rows in lanes.items()}, asking=asking, write=write
+                )
+                for node, rows in lanes.items():
+                    for row, reply in zip(rows, told[node], strict=True):
+                        if not isinstance(reply, Exception):
+                            replies[row] = reply
+                            continue
+                        errors[row] = reply
+                        if isinstance(reply, driver.AskError):  # or the MovedError, which is one
+                            to = (reply.host or node[0], int(reply.port))
+                            redirects[row] = (to, not isinstance(reply, driver.MovedError))
+            pending = sorted(errors)
+            self._settle_errors(
+                topology, [errors[row] for row in pending], patience, quick=rounds <= QUICK_ROUNDS, lost=lost
+            )
+        return replies
+
+    def _told(self, requests: Mapping[Node, list[bytes]], *, asking: bool, write: bool) -> dict[Node, list[Any]]:
+        if asking:
+            requests = {node: [part for one in some for part in (ASKING, one)] for node, some in requests.items()}
+        told = self._written(requests) if write else self._exchange(requests)
+        return {node: replies[1::2] for node, replies in told.items()} if asking else told
+
+    def _settle_errors(
+        self, topology: Topology, errors: Sequence[Exception], patience: Patience, *, quick: bool, lost: bool
+    ) -> None:
+        """Wait where waiting helps, and learn who owns what now. Raises the one that does not pass, or when *patience* is over."""
+        if not errors:
+            return
+        others = [error for error in errors if not isinstance(error, driver.AskError)]
+        for error in others:
+            if not (passes(error, lost=lost) or NOT_LOCAL in str(error)):
+                raise error
+        if (others or not quick) and not patience.wait():
+            raise errors[-1]
+        if any(type(error) is not driver.AskError for error in errors):
+            with suppress(driver.RedisError, OSError):
+                self.servers.refreshed(topology)
+
+    def _reached(self, patience: Patience) -> Topology:
+        """The topology. Before the first one is known, a cluster that comes up is waited for; one that does not answer is told at once."""
+        while True:
+            try:
+                return self.servers.topology()
+            except (driver.RedisError, OSError) as error:  # noqa: PERF203 - each time is a wait
+                if not passes(error, lost=False) or not patience.wait():
+                    raise
+
+    # --- reading ---
+
+    def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self.read_views({view: keys})[view]
+
+    def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
+        names = [self._key(view, key) for view, some in keys.items() for key in some]
+        views = ", ".join(map(repr, keys))
+        found = iter(self._read_keys(names, f"read {len(names):,} entities of feature view {views} from"))
+        return {view: [next(found) for _ in some] for view, some in keys.items()}
+
+    def _read_keys(self, names: Sequence[bytes], subject: str) -> list[bytes | None]:
+        """What each key holds; None where it is absent or holds no string."""
+        patience = Patience(self.address.timeout)
+        with translated(subject, self.address, patience):
+            # MGET gives nothing for what is no string, where GET would fail.
+            told = self._each(_slots(names), [command(b"MGET", name) for name in names], patience, write=False)
+        return [record for (record,) in told]
+
+    def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """As every store does. Raises UnavailableError when a server is lost on the way: its keys may be elsewhere then."""
+        subject, pattern = f"scan feature view {view!r} in", f"{self.prefix}:{view}:{{*}}".encode()
+        with translated(subject, self.address):
+            self.servers.refreshed(self.servers.topology())
+            topology = self.servers.topology()
+            moving = self.servers.moving(topology)
+            place = start * len(topology.primaries)
+            first = int(place)
+            for number in range(len(topology.primaries)):
+                node = topology.primaries[(first + number) % len(topology.primaries)]
+                cursor = int((place - first) * CURSORS) if number == 0 else 0
+                for names in scanned(self.servers.client(node).connection_pool, pattern, cursor):
+                    yield from self._found(view, names)
+            # A key may have gone from a server that was not scanned yet to one that had been.
+            seen: dict[int, tuple[Node, Node]] = {}
+            while True:
+                before, topology = topology, self.servers.refreshed(topology)
+                moves = self.servers.moving(topology)
+                moved = topology.differing(before)
+                suspects = {*moving, *moved, *(slot for slot in moves if seen.get(slot) != moves[slot])}
+                if not suspects:
+                    return
+                for slot in sorted(suspects):
+                    # First where keys come from, then where they go: so each is met at least once.
+                    for node in moves.get(slot) or filter(None, [topology.owner_of(slot)]):
+                        yield from self._found(view, self._in_slot(node, slot))
+                seen, moving = moves, {}
+
+    def _in_slot(self, node: Node, slot: int) -> list[bytes]:
+        count = int(self._cluster_reply(node, b"COUNTKEYSINSLOT", b"%d" % slot))
+        return list(self._cluster_reply(node, b"GETKEYSINSLOT", b"%d" % slot, b"%d" % (count + SLACK)))
+
+    def _cluster_reply(self, node: Node, *words: bytes) -> Any:
+        """What *node* says of CLUSTER, as bytes; the driver would make texts of keys."""
+        (reply,) = self._exchange({node: [command(b"CLUSTER", *words)]})[node]
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def _found(self, view: str, names: Sequence[bytes]) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
+        keys = [name[len(head) : -len(tail)] for name in names if name.startswith(head) and name.endswith(tail)]
+        there = [(key, record) for key, record in zip(keys, self.read(view, keys), strict=True) if record]
+        if there:
+            yield [key for key, _ in there], [record for _, record in there]
+
+    def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
+        names, patience = [self._key(view, key) for key in keys], Patience(self.address.timeout)
+        with translated(f"ask for the size of records of feature view {view!r} in", self.address, patience):
+            requests = [command(b"MEMORY", b"USAGE", name) for name in names]
+            there = [size for size in self._each(_slots(names), requests, patience, write=False) if size]
+        return sum(there) / len(there) if there else None
+
+    # --- cells ---
+
+    def read_cell(self, view: str, name: str) -> bytes | None:
+        return self._read_cells(view, name, [self._cell(view, name)])[0]
+
+    def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
+        cell, patience = self._cell(view, name), Patience(self.address.deadline)
+        request = command(
+            b"EVAL", lua("compare_and_set").encode(), b"1", cell, new, *([] if expected is None else [expected])
+        )
+        with translated(f"write the {name} of feature view {view!r} to", self.address, patience, self._figures):
+            # Once a connection is lost nobody knows whether the cell was written: asking again could take our own write for another's.
+            (written,) = self._each(_slots([cell]), [request], patience, write=True, lost=False)
+        return bool(written)
+
+    def write_copies(self, view: str, name: str, content: bytes) -> None:
+        patience, places = Patience(self.address.deadline), self._copies(view, name)
+        with translated(
+            f"write the copies of the {name} of feature view {view!r} to", self.address, patience, self._figures
+        ):
+            requests = [command(b"SET", place, content) for place in places]
+            self._each(_slots(places), requests, patience, write=True)
+
+    def read_copies(self, view: str, name: str) -> list[bytes | None]:
+        return self._read_cells(view, name, [self._cell(view, name), *self._copies(view, name)])
+
+    def _read_cells(self, view: str, name: str, cells: Sequence[bytes]) -> list[bytes | None]:
+        patience = Patience(self.address.timeout)
+        with translated(f"read the {name} of feature view {view!r} from", self.address, patience):
+            return self._each(_slots(cells), [command(b"GET", cell) for cell in cells], patience, write=False)
+
+    def _copies(self, view: str, name: str) -> list[bytes]:
+        return [self._copy(view, name, slot) for slot in range(0, SLOTS, SLOTS_PER_COPY)]
+
+    def _copy(self, view: str, name: str, slot: int) -> bytes:
+        """A key beside the cell that hashes to *slot*."""
+        return b"%b:{%b}" % (self._cell(view, name), slot_tags()[slot])
+
+    def close(self) -> None:
+        self.servers.close()
+
+
+def _columns(name: str, batch: EncodedBatch, rows: npt.NDArray[np.int64]) -> Columns:
+    keys = framed(batch.keys.take(pa.array(rows)), before=f"{name}:{{".encode(), after=b"}")
+    return Columns(*keys, *framed(batch.values.take(pa.array(rows))))
+
+
+def _slots(names: Sequence[bytes]) -> npt.NDArray[np.int64]:
+    return np.array([slot_of(name) for name in names], dtype=np.int64)

@@ -1,0 +1,223 @@
+"""What one Redis server and a cluster have in common: names of keys, waiting for what passes, and what the servers say of themselves.
+
+Keys: ``<prefix>:<view>:{<entity key>}`` holds a record, ``<prefix>:<view>:<cell>`` a cell. A cell never has an expiry.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import abstractmethod
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from redis import exceptions as driver
+
+from materialize.errors import UnavailableError
+from materialize.online.base import OnlineStore
+from materialize.online.redis.address import parse
+from materialize.online.redis.answers import LOST, Patience, passes, translated
+from materialize.online.redis.evidence import evidence_of, settle
+from materialize.online.redis.framing import read_reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import redis
+    from redis.connection import Connection
+
+    from materialize.evidence import Facts
+
+__all__ = ["CURSORS", "KEYS_PER_READ", "RedisServers", "held", "scanned"]
+
+Result = TypeVar("Result")
+
+#: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
+KEYS_PER_READ = 1_000
+#: Cursors of SCAN among which a scan may begin; more than the buckets of any server's table, of which the low bits count.
+CURSORS = 2**40
+#: Seconds that a run waits for replicas which nobody asked it to wait for.
+UNASKED_SECONDS = 1.0
+
+
+class RedisServers(OnlineStore):
+    """A store on Redis or Valkey servers; *url*: see `materialize.online.redis.address`."""
+
+    #: Whether a lost connection is waited for, because another server may take over.
+    taken_over = False
+
+    def __init__(self, url: str) -> None:
+        self.address = parse(url)
+        self.location, self.prefix = self.address.location, self.address.prefix
+        self.patience, self.eviction_allowed = self.address.patience, self.address.eviction_allowed
+        self.written: dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    @abstractmethod
+    def _clients(self) -> dict[str, redis.Redis]:
+        """A client of each server that takes writes, by the name of its node. Raises the driver's errors."""
+
+    @abstractmethod
+    def _client_of(self, name: bytes) -> Any:
+        """A client of the server that has the key *name*. Raises the driver's errors."""
+
+    @abstractmethod
+    def _renew(self) -> None:
+        """Before something is tried again: forget connections and servers that may be gone."""
+
+    def _settle_cell(self, view: str, node: str) -> bytes:  # noqa: ARG002 - one server has all keys
+        """A key on *node* that may be written when waiting for replicas."""
+        return self._cell(view, "settled")
+
+    def evidence(self) -> Facts | None:
+        return self._patiently(
+            "ask what happened to",
+            lambda: {node: evidence_of(client.info()) for node, client in self._clients().items()},
+        )
+
+    def positions(self) -> dict[str, int]:
+        with self.lock:
+            written, self.written = self.written, {}
+        return written
+
+    def settle(self, view: str) -> str:
+        lacking = self._patiently(
+            f"wait for replicas with feature view {view!r} of", lambda: self._settled(view), lost=False
+        )
+        if not lacking:
+            return ""
+        told = f"{', '.join(lacking)} have it after {self._replica_seconds():g} s"
+        if self.address.replicas is not None:
+            raise UnavailableError(
+                f"could not wait for replicas with feature view {view!r} of {self.location}: found that {told}, "
+                f"expected {self.address.replicas}"
+            )
+        return f"{told}: a failover now would take this run back, with its watermark"
+
+    def _settled(self, view: str) -> list[str]:
+        """How many replicas of how many have all, for each server where some lack it."""
+        until = time.monotonic() + self._replica_seconds()
+        lacking, clients = [], self._clients()
+        for node, client in clients.items():
+            with held(client.connection_pool) as connection:
+                have, wanted = settle(
+                    connection,
+                    self._settle_cell(view, node),
+                    replicas=self.address.replicas,
+                    seconds=max(until - time.monotonic(), 0.001),
+                    step=self.address.timeout / 2,
+                )
+            if have < wanted:
+                lacking.append(f"{have} of {wanted} replicas" + (f" of {node}" if len(clients) > 1 else ""))
+        return lacking
+
+    def _replica_seconds(self) -> float:
+        return UNASKED_SECONDS if self.address.replicas is None else self.address.replicas_timeout
+
+    def _wrote(self, history: str, offset: int) -> None:
+        """Remember where writes ended."""
+        with self.lock:
+            self.written[history] = max(offset, self.written.get(history, 0))
+
+    def now_us(self, view: str) -> int:
+        """The time of a server's own clock, of the one that has the view's lease, in microseconds since 1970 UTC."""
+        seconds, microseconds = self._patiently(
+            f"ask the time for feature view {view!r} of", lambda: self._client_of(self._cell(view, "lease")).time()
+        )
+        return int(seconds) * 1_000_000 + int(microseconds)
+
+    def purge(self, view: str, now_us: int) -> None:
+        """Nothing to do: keys carry their own expiry."""
+
+    def describe(self) -> dict[str, str]:
+        with translated("ask", self.address):
+            told: list[dict[str, Any]] = [client.info() for client in self._clients().values()]
+        kinds = {
+            f"{'valkey' if info.get('server_name') == 'valkey' else 'redis'} {info.get('valkey_version') or info['redis_version']}"
+            for info in told
+        }
+        return {
+            "kind": ", ".join(sorted(kinds)),
+            "memory": " + ".join(info["used_memory_human"] for info in told),
+            "maxmemory": " + ".join(str(info.get("maxmemory_human", "?")) for info in told),
+            "maxmemory_policy": ", ".join(sorted({str(info.get("maxmemory_policy", "?")) for info in told})),
+            "role": told[0]["role"] if len(told) == 1 else f"cluster of {len(told)} primaries",
+        }
+
+    def _figures(self) -> str:
+        """The memory that the servers have and use, for a message."""
+        with suppress(driver.RedisError, OSError):
+            told: list[dict[str, Any]] = [client.info("memory") for client in self._clients().values()]
+            used, most = (sum(int(info[name]) for info in told) for name in ("used_memory", "maxmemory"))
+            return f"It uses {used:,} of {most:,} bytes, {max(most - used, 0):,} are free. "
+        return ""
+
+    def _patiently(
+        self, doing: str, call: Callable[[], Result], *, seconds: float | None = None, lost: bool | None = None
+    ) -> Result:
+        """What *call* returns, which may be called again while what hinders it passes by itself, until the deadline.
+
+        *seconds*: another deadline. *lost*: whether a lost connection is worth waiting for; not where nobody could tell then whether
+        the call took effect.
+        """
+        patience, results = Patience(self.address.deadline if seconds is None else seconds), list[Result]()
+        while not results:
+            with self._waiting(doing, patience, lost=lost):
+                results.append(call())
+        return results[0]
+
+    @contextmanager
+    def _waiting(self, doing: str, patience: Patience, *, lost: bool | None = None) -> Iterator[None]:
+        """Let what passes by itself pass, a while each time, until *patience* is over; then, and for other errors, raise ours."""
+        with translated(doing, self.address, patience, self._figures):
+            try:
+                yield
+            except (driver.RedisError, OSError) as error:
+                lost = self.taken_over if lost is None else lost
+                if not passes(error, lost=lost) or not patience.wait():
+                    raise
+                self._renew()
+
+    def _key(self, view: str, entity_key: bytes) -> bytes:
+        return b"%b:%b:{%b}" % (self.prefix.encode(), view.encode(), entity_key)
+
+    def _cell(self, view: str, name: str) -> bytes:
+        return f"{self.prefix}:{view}:{name}".encode()
+
+
+@contextmanager
+def held(pool: redis.ConnectionPool) -> Iterator[Connection]:
+    """A connection of *pool*; given up where a reply may be unread, which must never answer a later request."""
+    connection = pool.get_connection()
+    try:
+        yield connection
+    except BaseException:
+        connection.disconnect()  # type: ignore[no-untyped-call]
+        raise
+    finally:
+        pool.release(connection)
+
+
+def scanned(pool: redis.ConnectionPool, pattern: bytes, cursor: int) -> Iterator[list[bytes]]:
+    """The names of a server's keys like *pattern*, some at a time, from the bucket *cursor* around.
+
+    All on one connection: after it is lost the server may be another, to which the cursor means another place, so that keys would be
+    missed. Raises the driver's error then.
+    """
+    # A cursor is a bucket of the server's hash table. It takes any number, and a scan from any but 0 ends before it saw all.
+    rounds = 2 if cursor else 1
+    connection, lost = pool.get_connection(), False
+    try:
+        while rounds:
+            connection.send_command("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_PER_READ, check_health=False)  # type: ignore[no-untyped-call]
+            told, names = read_reply(connection)
+            cursor = int(told)
+            rounds -= not cursor
+            yield names
+    except (*LOST, driver.RedisError):
+        lost = True
+        raise
+    finally:
+        if lost:
+            connection.disconnect()  # type: ignore[no-untyped-call]
+        pool.release(connection)
