@@ -286,7 +286,7 @@ def test_a_primary_that_dies_is_replaced_and_nothing_of_the_batch_is_missing(tab
         report = incremental(table, store, "second")
 
         assert report.to_version == table.version
-        assert "servers" in report.reason
+        assert "failed over" in report.reason
         assert replica.client.info("replication")["role"] == "master"
         assert amounts(table, store) == expected_amounts(table)
         assert incremental(table, store, "third").written == 0
