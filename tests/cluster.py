@@ -60,6 +60,10 @@ class Cluster:
     def owns(self, server: servers.Server, slot: int) -> bool:
         return slot < SLOTS and self.owner_of(slot) is server
 
+    def after(self, server: servers.Server) -> servers.Server:
+        """The next one, round and round."""
+        return self.servers[(self.servers.index(server) + 1) % len(self.servers)]
+
     def flush(self) -> None:
         for one in self.primaries():
             one.client.flushall()
@@ -91,12 +95,12 @@ class Cluster:
         wait_until(lambda: self.owner_of(low) is target and self.owner_of(high) is target, "slots have moved")
 
     def agree(self) -> None:
-        """Wait until every server that runs says that all is well, with the same owners."""
+        """Wait until every server that runs says that all is well, with the same owners and epochs."""
         alive = [one for one in self.servers if one.process.poll() is None]
 
         def agreed() -> bool:
             states = [b"cluster_state:ok" in bytes(_raw(one, "CLUSTER", "INFO")) for one in alive]
-            return all(states) and len({_owners(one) for one in alive}) == 1
+            return all(states) and len({_owners(one) for one in alive}) == len({_epochs(one) for one in alive}) == 1
 
         wait_until(agreed, "the cluster agrees")
 
@@ -176,3 +180,9 @@ def _known(server: servers.Server) -> int:
 
 def _owners(server: servers.Server) -> tuple[Any, ...]:
     return tuple(sorted((low, high, owner[1]) for low, high, owner, *_ in call(server, "SLOTS")))
+
+
+def _epochs(server: servers.Server) -> tuple[tuple[bytes, bytes], ...]:
+    """The configuration epoch of each server, as *server* knows it."""
+    lines = [line.split() for line in call(server, "NODES").splitlines()]
+    return tuple(sorted((words[0], words[6]) for words in lines))

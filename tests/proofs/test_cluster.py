@@ -1,5 +1,7 @@
 """Slots of a three-node cluster move while runs write, one key after the other and at once: every key is right afterwards.
 
+Each slot goes round: one that comes back to its owner while a single scan goes on may hide a key from it (docs/redis.md).
+
 ROUNDS sets how many runs, SEED which rows and slots. The oracle reads the data files of the Delta snapshot with pyarrow.
 """
 
@@ -74,11 +76,12 @@ class Mover:
 
 def move_key_by_key(cluster: Cluster, rng: random.Random) -> int:
     """Open slots of entities, move a part of their keys, wait, move the rest, close them. Returns: how many slots."""
-    slots = {int(key_slot(b"fs:spending:{user%d}" % user)) for user in rng.sample(range(USERS), OPEN)}
-    opened = []
-    for slot in slots:
-        target = rng.choice([one for one in cluster.servers if one is not cluster.owner_of(slot)])
-        opened.append((slot, cluster.open_slot(slot, target), target))
+    # To one server at a time, as valkey-cli does: two that take slots at once give themselves the same epoch and may disagree for ever.
+    source = rng.choice(cluster.servers)
+    target = cluster.after(source)
+    slots = {int(key_slot(b"fs:spending:{user%d}" % user)) for user in rng.sample(range(USERS), 3 * OPEN)}
+    mine = [slot for slot in sorted(slots) if cluster.owns(source, slot)]
+    opened = [(slot, cluster.open_slot(slot, target), target) for slot in mine[:OPEN]]
     for slot, source, target in opened:
         if rng.random() < 0.6:
             cluster.move_keys(slot, source, target, most=rng.randrange(1, 3))
@@ -87,6 +90,7 @@ def move_key_by_key(cluster: Cluster, rng: random.Random) -> int:
         while cluster.move_keys(slot, source, target):
             pass
         cluster.close_slot(slot, source, target)
+    cluster.agree()
     return len(opened)
 
 
@@ -97,7 +101,8 @@ def move_at_once(cluster: Cluster, rng: random.Random) -> int:
     high = low
     while high < low + NEIGHBOURS and cluster.owns(source, high + 1):
         high += 1
-    cluster.migrate(low, high, source, rng.choice([one for one in cluster.servers if one is not source]))
+    cluster.migrate(low, high, source, cluster.after(source))
+    cluster.agree()
     return high - low + 1
 
 

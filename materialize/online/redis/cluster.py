@@ -199,7 +199,7 @@ class RedisClusterStore(RedisServers):
             if not (passes(error, lost=lost) or NOT_LOCAL in str(error)):
                 raise error
         if (others or not quick) and not patience.wait():
-            raise errors[-1]
+            raise others[-1] if others else driver.TryAgainError(f"servers disagree about who owns slot {errors[-1]}")
         if any(type(error) is not driver.AskError for error in errors):
             with suppress(driver.RedisError, OSError):
                 self.servers.refreshed(topology)
@@ -236,9 +236,7 @@ class RedisClusterStore(RedisServers):
         """As every store does. Raises UnavailableError when a server is lost on the way: its keys may be elsewhere then."""
         subject, pattern = f"scan feature view {view!r} in", f"{self.prefix}:{view}:{{*}}".encode()
         with translated(subject, self.address):
-            self.servers.refreshed(self.servers.topology())
-            topology = self.servers.topology()
-            moving = self.servers.moving(topology)
+            topology, moving = self.servers.claimed()
             place = start * len(topology.primaries)
             first = int(place)
             for number in range(len(topology.primaries)):
@@ -247,19 +245,21 @@ class RedisClusterStore(RedisServers):
                 for names in scanned(self.servers.client(node).connection_pool, pattern, cursor):
                     yield from self._found(view, names)
             # A key may have gone from a server that was not scanned yet to one that had been.
-            seen: dict[int, tuple[Node, Node]] = {}
+            read: dict[int, tuple[Node, Node]] = {}
             while True:
-                before, topology = topology, self.servers.refreshed(topology)
-                moves = self.servers.moving(topology)
-                moved = topology.differing(before)
-                suspects = {*moving, *moved, *(slot for slot in moves if seen.get(slot) != moves[slot])}
+                before, (topology, moves) = topology, self.servers.claimed()
+                suspects = {
+                    *moving,
+                    *topology.differing(before),
+                    *(slot for slot in moves if read.get(slot) != moves[slot]),
+                }
                 if not suspects:
                     return
                 for slot in sorted(suspects):
                     # First where keys come from, then where they go: so each is met at least once.
                     for node in moves.get(slot) or filter(None, [topology.owner_of(slot)]):
                         yield from self._found(view, self._in_slot(node, slot))
-                seen, moving = moves, {}
+                read, moving = moves, {}
 
     def _in_slot(self, node: Node, slot: int) -> list[bytes]:
         count = int(self._cluster_reply(node, b"COUNTKEYSINSLOT", b"%d" % slot))

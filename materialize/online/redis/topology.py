@@ -92,17 +92,28 @@ class ClusterServers:
                 told = driver.ClusterDownError("no server owns a slot")
             raise told
 
-    def moving(self, topology: Topology) -> dict[int, tuple[Node, Node]]:
-        """The slots that move key by key now: from where, to where."""
-        found = dict[int, tuple[Node, Node]]()
-        for node in topology.primaries:
+    def claimed(self) -> tuple[Topology, dict[int, tuple[Node, Node]]]:
+        """Who owns what now, by each server's own word: others may not have heard of it yet.
+
+        And the slots that are between two servers: from where, to where.
+        """
+        primaries = list(self.refreshed(self._topology).primaries)
+        owner, moves = np.full(SLOTS, -1, dtype=np.int64), dict[int, tuple[Node, Node]]()
+        for place, node in enumerate(primaries):
             lines: dict[str, Any] = self.client(node).execute_command("CLUSTER NODES")  # type: ignore[no-untyped-call]
-            names = {line["node_id"]: _node(place, node) for place, line in lines.items()}
+            names = {line["node_id"]: _node(address, node) for address, line in lines.items()}
             own = next(line for line in lines.values() if "myself" in line["flags"])
+            for low, *high in own["slots"]:
+                slots = slice(int(low), int(high[0] if high else low) + 1)
+                for slot in np.flatnonzero(owner[slots] >= 0) + slots.start:
+                    moves[int(slot)] = (primaries[owner[slot]], node)  # both say so: it has just moved
+                owner[slots] = place
             for move in own["migrations"]:
                 if move["state"] == "migrating":
-                    found[int(move["slot"])] = (node, names[move["node_id"]])
-        return found
+                    moves[int(move["slot"])] = (node, names[move["node_id"]])
+            # One that this one knows and the others did not. The loop comes to it.
+            primaries += {names[line["node_id"]] for line in lines.values() if line["slots"]} - set(primaries)
+        return Topology(tuple(primaries), owner), moves
 
     def close(self) -> None:
         with self._lock:
