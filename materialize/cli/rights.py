@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["acl", "iam_policy"]
 
 StoreName = Annotated[str | None, typer.Option("--store", help="One online store; 'default' by default.")]
-REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster")
+REDIS = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
 
 def iam_policy(

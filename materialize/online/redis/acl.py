@@ -6,13 +6,9 @@ the commands inside them are among these. SCAN is not limited by key patterns: w
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlsplit
 
-from materialize.errors import ConfigError
-from materialize.model import mask_credentials
-from materialize.online.redis.store import PREFIX
+from materialize.online.redis.address import parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,26 +24,26 @@ VERIFY = (*READ, "scan", "time")
 #: Further, what runs send; doctor sends INFO. The last two are sent by the scripts alone.
 RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", "mset", "msetnx")
 ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
+#: Further, what each sends to the servers of a cluster.
+_READ = ("asking", "cluster|slots")
+_VERIFY = (*_READ, "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|nodes")
+CLUSTER = {"run": (*_VERIFY, "eval"), "read": _READ, "verify": _VERIFY}
 
 
 def commands(url: str, role: str) -> Sequence[str]:
-    """The commands that *role* sends to the store at *url*, subcommands as ``command|subcommand``."""
-    parts = urlsplit(url)
-    database = dict(parse_qsl(parts.query)).get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "")
-    return (*ROLES[role], *(["select"] if database not in {"", "0"} else []))
+    """The commands that *role* sends to the store at *url*, subcommands as ``command|subcommand``. Raises ConfigError for a wrong URL."""
+    address = parse(url)
+    cluster = CLUSTER[role] if address.kind == "cluster" else ()
+    return (*ROLES[role], *cluster, *(["select"] if address.driver.get("db") else []))
 
 
 def acl_line(url: str, role: str) -> str:
-    """The command that makes or resets the user ``materialize-ROLE`` for the store at *url*.
+    """The command that makes or resets the user ``materialize-ROLE`` for the store at *url*, on each of its servers.
 
     It works on Redis 7.0, Valkey 7.2 and newer. It has no password, and takes away what the user could do before.
-    Raises ConfigError for a prefix that would mean something else in a pattern.
+    Raises ConfigError for a wrong URL, and so for a prefix that would mean something else in a pattern.
     """
-    prefix = dict(parse_qsl(urlsplit(url).query)).get("prefix", "fs")
-    if not re.fullmatch(PREFIX, prefix):
-        raise ConfigError(
-            f"online store {mask_credentials(url)}: found the prefix {prefix!r}, expected letters, digits, '_', '-', '.' and ':'"
-        )
+    prefix = parse(url).prefix
     keys = f"~{prefix}:*" if role == "run" else f"%R~{prefix}:*"
     allowed = " ".join(f"+{command}" for command in commands(url, role))
     return f"ACL SETUSER materialize-{role} reset on {PLACEHOLDER} {keys} {allowed}"

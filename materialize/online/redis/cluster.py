@@ -17,6 +17,7 @@ from materialize.online.redis.answers import Patience, passes, translated
 from materialize.online.redis.evidence import position_of
 from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options
 from materialize.online.redis.lanes import exchange
+from materialize.online.redis.probe import RedisProbe, SlowestProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, scanned
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
 from materialize.online.redis.store import Columns, framed
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from materialize.model import Retention
     from materialize.online.base import EncodedBatch, Outcomes
+    from materialize.online.pace import Probe
     from materialize.online.redis.topology import Node, Topology
 
 __all__ = ["RedisClusterStore"]
@@ -124,7 +126,8 @@ class RedisClusterStore(RedisServers):
 
     def _written(self, requests: Mapping[Node, list[bytes]]) -> dict[Node, list[Any]]:
         """The replies to calls of the script. Those of a server that does not tell then how far it has written are errors too."""
-        told = self._exchange({node: [self._load, *some, *POSITION] for node, some in requests.items()})
+        pools = {node: self.servers.client(node).connection_pool for node in requests}
+        told = exchange(pools, {node: [self._load, *some, *POSITION] for node, some in requests.items()}, self.brake)
         replies: dict[Node, list[Any]] = {}
         for node, (_, *some, server, replication) in told.items():
             lost = next((reply for reply in (server, replication) if isinstance(reply, Exception)), None)
@@ -323,6 +326,18 @@ class RedisClusterStore(RedisServers):
     def _copy(self, view: str, name: str, slot: int) -> bytes:
         """A key beside the cell that hashes to *slot*."""
         return b"%b:{%b}" % (self._cell(view, name), slot_tags()[slot])
+
+    def open_probe(self, view: str) -> SlowestProbe:
+        def opened() -> list[Probe]:
+            with translated("measure the reads of", self.address):
+                clients = self._clients()
+                pools = {node: client.connection_pool.make_connection() for node, client in clients.items()}
+                return [
+                    RedisProbe(connection, self._settle_cell(view, node), self.address)
+                    for node, connection in pools.items()
+                ]
+
+        return SlowestProbe(opened)
 
     def close(self) -> None:
         self.servers.close()
