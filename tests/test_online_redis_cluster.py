@@ -16,7 +16,7 @@ from redis.crc import key_slot
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.evidence import Verdict, during_run, position
 from materialize.online.base import HEADER
-from materialize.online.redis import RedisClusterStore
+from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.online.redis.slots import entity_slots, slot_tags
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import FOREVER, OnlineStoreContract, Row, content, make_batch
@@ -277,6 +277,18 @@ def test_no_server_is_unavailable_at_once() -> None:
             with pytest.raises(UnavailableError, match=r"redis\+cluster://\*\*\*@127\.0\.0\.1"):
                 call()
     assert time.monotonic() - started < 10
+
+
+def test_a_server_of_a_cluster_is_told_to_whom_takes_it_for_a_single_one(cluster: Cluster) -> None:
+    with RedisStore(cluster.servers[0].url) as store:
+        for call in (
+            lambda: store.merge("view", make_batch([*map(Row, KEYS)]), tie_wins=True, retention=FOREVER),
+            lambda: store.read("view", KEYS),
+            lambda: [store.read_cell("view", f"cell{number}") for number in range(20)],
+        ):
+            with pytest.raises(OnlineStoreError, match=r"Use redis\+cluster://") as caught:
+                call()
+            assert not isinstance(caught.value, UnavailableError)
 
 
 def test_a_server_that_is_no_cluster_is_told(valkey: clusters.servers.Server) -> None:

@@ -222,7 +222,8 @@ def sentinel_of(kind: str, primary: servers.Server, folder: Path) -> Iterator[in
         yield port
     finally:
         client.close()
-        servers._end(process)
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.server

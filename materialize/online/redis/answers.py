@@ -39,6 +39,8 @@ PASSING = (
 )
 #: The same without a class of the driver's own, by the first word: a long script, and too few replicas for min-replicas-to-write.
 PASSING_WORDS = ("BUSY ", "NOREPLICAS ")
+#: What a server of a cluster says to a client that takes it for a single one. MovedError is an AskError.
+CLUSTERED = (driver.AskError, driver.ClusterCrossSlotError)
 #: No answer: whether the call took effect is not known.
 LOST = (driver.ConnectionError, driver.TimeoutError, OSError)
 TRANSIENT = (*LOST, *PASSING)
@@ -109,6 +111,11 @@ def translated(
         ) from None
     except (*TRANSIENT, driver.RedisError) as error:
         found = f"could not {doing} {address.location}: {_first_line(error)}"
+        if isinstance(error, CLUSTERED):
+            raise OnlineStoreError(
+                f"{found}, found a server of a cluster, expected one that has all keys. Nothing was read or written. "
+                "Use redis+cluster:// or rediss+cluster:// in the store's URL."
+            ) from None
         if not passes(error, lost=True):
             raise OnlineStoreError(f"{found}. Ask the store's operator; running again is harmless.") from None
         if patience is None or not patience.waits:
