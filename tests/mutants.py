@@ -359,9 +359,9 @@ MUTANTS = (
             ),
             (
                 "replicas asked for and not awaited",
-                "online/redis/store.py",
-                "if have >= wanted:",
-                "if wanted >= have:",
+                "online/redis/shared.py",
+                "if have < wanted:",
+                "if wanted < have:",
                 "tests/faults/test_failover.py::test_with_replicas_asked_for_a_run_does_not_claim_what_only_the_primary_has",
             ),
         )
@@ -401,9 +401,9 @@ MUTANTS = (
     ),
     Mutant(
         "connection given back to the pool after an error",
-        "online/redis/store.py",
-        "            connection.disconnect()",
-        "            pass",
+        "online/redis/shared.py",
+        "        connection.disconnect()  # type: ignore[no-untyped-call]\n        raise",
+        "        raise",
         "tests/proofs/test_faults.py::test_replies_behind_an_error_never_answer_a_later_request",
     ),
     # --- DynamoDB ---

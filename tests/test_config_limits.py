@@ -18,7 +18,7 @@ from materialize.config.limits import source_problem
 from materialize.config.schema import stores_of, view_of
 from materialize.errors import ConfigError
 from materialize.online.dynamodb.address import Address
-from materialize.online.redis.store import _split
+from materialize.online.redis.address import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -299,7 +299,7 @@ def test_accepted_column_place_or_pool_is_one_line_of_a_log(name: str, key: str)
 @given(NAMES)
 @example("fs\n")
 def test_accepted_prefix_of_a_store_means_nothing_else_in_keys_and_patterns(prefix: str) -> None:
-    redis = accepted(lambda: _split(f"redis://cache?prefix={prefix}")[1]["prefix"])
+    redis = accepted(lambda: parse(f"redis://cache?prefix={prefix}").prefix)
     table = accepted(lambda: Address.parse(f"dynamodb://eu-central-1/{prefix}").table("u" * 63))
 
     assert redis is None or re.fullmatch(r"[A-Za-z0-9_.:-]+", redis)
