@@ -284,7 +284,7 @@ MUTANTS = (
                 "evidence.py",
                 "if one.replid2 == replid and offset < one.second_offset:",
                 "if one.replid2 == replid:",
-                "tests/faults/test_failover.py::test_a_lost_tail_is_always_noticed_and_repaired",
+                "tests/proofs/test_failover.py::test_a_lost_tail_is_always_noticed_and_repaired",
             ),
             (
                 "watermark after a lost tail believed",
@@ -298,7 +298,7 @@ MUTANTS = (
                 "evidence.py",
                 "if one.replid2 == replid and offset < one.second_offset:",
                 "if False:",
-                "tests/faults/test_failover.py::test_what_loses_nothing_repairs_nothing",
+                "tests/proofs/test_failover.py::test_what_loses_nothing_repairs_nothing",
             ),
             (
                 "not checked before the watermark",
@@ -355,14 +355,14 @@ MUTANTS = (
                 "retry.py",
                 "state.idle_for + state.upcoming_sleep > patience",
                 "True",
-                "tests/faults/test_full.py",
+                "tests/proofs/test_full.py",
             ),
             (
                 "replicas asked for and not awaited",
                 "online/redis/shared.py",
                 "if have < wanted:",
                 "if wanted < have:",
-                "tests/faults/test_failover.py::test_with_replicas_asked_for_a_run_does_not_claim_what_only_the_primary_has",
+                "tests/proofs/test_failover.py::test_with_replicas_asked_for_a_run_does_not_claim_what_only_the_primary_has",
             ),
         )
     ),
@@ -539,7 +539,7 @@ MUTANTS = (
         "watermark.py",
         "if _oldest(store, view, copies) == expected and store",
         "if store",
-        test="tests/faults/test_zombie.py",
+        test="tests/proofs/test_zombie.py",
     ),
     Mutant(
         "process that lives counts as over",

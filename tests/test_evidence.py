@@ -1,4 +1,4 @@
-"""What two answers of a server, then and now, say about what was written in between. The same on real servers: tests/faults."""
+"""What two answers of a server, then and now, say about what was written in between. The same on real servers: tests/proofs."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import pytest
 from materialize import pipeline
 from materialize.errors import OnlineStoreError, StoreFullError
 from materialize.online.redis import RedisStore
-from tests.faults.oracle import Oracle
+from tests.proofs.data_files import Oracle
 from tests.stepping import incremental, run, served
 from tests.tables import Table, row
 

@@ -13,8 +13,8 @@ from materialize import pipeline, readback
 from materialize.cli import app
 from materialize.errors import OnlineStoreError, StoreChangedError
 from materialize.online.redis import RedisStore
-from tests.faults.oracle import Oracle
 from tests.projects import PAST, Project
+from tests.proofs.data_files import Oracle
 from tests.stepping import incremental, plan_of, position, records, run, served
 from tests.tables import NOW, Table, row
 

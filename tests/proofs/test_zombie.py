@@ -46,7 +46,7 @@ STEPS = {"incremental": 6, "rebuild": 8, "backfill": 4}
 
 @dataclass(slots=True)
 class Writer:
-    """The other process (`tests.faults.zombie`), which runs one after the other."""
+    """The other process (`tests.proofs.zombie`), which runs one after the other."""
 
     process: subprocess.Popen[str]
 
@@ -85,7 +85,7 @@ class Writer:
 @contextmanager
 def writing() -> Iterator[Writer]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.zombie"],
+        [sys.executable, "-m", "tests.proofs.zombie"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -19,8 +19,8 @@ from materialize import pipeline
 from materialize.errors import StoreFullError
 from materialize.model import RunReport
 from materialize.online.redis import RedisStore
-from tests.faults.oracle import Oracle
-from tests.faults.replicated import Pair
+from tests.proofs.data_files import Oracle
+from tests.proofs.replicated import Pair
 from tests.stepping import adds_up, incremental, position, run, served
 from tests.tables import Table, row
 

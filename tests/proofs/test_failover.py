@@ -21,9 +21,9 @@ import pytest
 from materialize import pipeline
 from materialize.errors import MaterializeError, UnavailableError
 from materialize.online.redis import RedisStore
-from tests.faults.oracle import Oracle
-from tests.faults.replicated import Pair
-from tests.faults.restartable import Restartable
+from tests.proofs.data_files import Oracle
+from tests.proofs.replicated import Pair
+from tests.proofs.restartable import Restartable
 from tests.stepping import adds_up, incremental, plan_of, position, run, served
 from tests.tables import NOW, Table, row
 

@@ -16,8 +16,8 @@ import pytest
 from materialize.online.redis import RedisStore
 from materialize.verify import verify
 from tests import servers
-from tests.faults.oracle import Oracle
-from tests.faults.restartable import Restartable
+from tests.proofs.data_files import Oracle
+from tests.proofs.restartable import Restartable
 from tests.stepping import adds_up, incremental, run, served
 from tests.tables import Table, row
 
