@@ -22,7 +22,6 @@ RUN python -m uv pip install --no-cache --compile-bytecode --python /opt/venv/bi
         flower==2.2.0 \
         humanize==4.17.0 \
         kombu==5.7.0 \
-        prometheus-client==0.26.0 \
         prompt-toolkit==3.0.53 \
         psycopg==3.3.9 \
         psycopg-binary==3.3.9 \

@@ -100,12 +100,12 @@ class SparkTable:
 
     # --- running, and what Spark says ---
 
-    def incremental(self) -> RunReport:
-        return pipeline.incremental(self.view, self.store, run())
+    def incremental(self, *, force: bool = False) -> RunReport:
+        return pipeline.incremental(self.view, self.store, replace(run(), force=force))
 
-    def follow(self) -> RunReport:
+    def follow(self, *, force: bool = False) -> RunReport:
         """An incremental run that ends with the whole truth; every run but the first reads changes, not the snapshot."""
-        report = self.incremental()
+        report = self.incremental(force=force)
         assert adds_up(report)
         assert report.quarantined == 0
         assert report.to_version == self.delta.version()
