@@ -137,6 +137,17 @@ def test_with_roots_every_source_is_below_one(
         assert re.match("source: expected a (path|URI) below .*MATERIALIZE_ROOTS", refusal(project))
 
 
+@pytest.mark.parametrize(("text", "allowed"), [("none", True), ("lake/refused", True), ("../outside/refused", False)])
+def test_quarantine_table_stays_below_the_project(project: Path, text: str, *, allowed: bool) -> None:
+    with (project / "config" / "feature_views" / "spending.yaml").open("a") as file:
+        file.write(f"quarantine: {text}\n")
+
+    if allowed:
+        assert load(project / "config").feature_views
+    else:
+        assert re.match("quarantine: expected a path below", refusal(project))
+
+
 def test_root_that_is_a_link_and_a_link_into_a_root_are_followed(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,11 +19,12 @@ from materialize.online.base import HEADER
 from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.online.redis.slots import entity_slots, slot_tags
 from materialize.order import STALE, UNCHANGED, WRITTEN
+from materialize.serving import FeatureReader
 from materialize.testing import FOREVER, OnlineStoreContract, Row, content, make_batch
 from tests import cluster as clusters
 from tests.cluster import SLOTS, Cluster, wait_until
 from tests.stepping import amounts, expected_amounts, incremental
-from tests.tables import Table, row
+from tests.tables import NOW, Table, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -339,3 +340,15 @@ def test_one_primary_that_is_wiped_is_noticed_and_repaired(cluster: Cluster, tab
             assert report.written >= 250
             assert amounts(table, store) == expected_amounts(table)
             assert incremental(table, store, f"again {number}").written == 0
+
+
+def test_features_are_served_from_a_cluster(cluster: Cluster, table: Table) -> None:
+    table.append(*(row(f"user{user}", user / 100, user) for user in range(200)))
+    with RedisClusterStore(cluster.url) as store:
+        incremental(table, store)
+        reader = FeatureReader(table.view, store)
+
+        found = reader.lookup([b"user%d" % user for user in (0, 7, 199)] + [b"nobody"], now=NOW, features=["amount"])
+
+    assert [vector.features for vector in found[:3]] == [{"amount": 0.0}, {"amount": 7.0}, {"amount": 199.0}]
+    assert found[3].status == "missing"

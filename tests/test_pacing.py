@@ -15,7 +15,7 @@ from materialize import pipeline
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.online.memory import MemoryStore
 from materialize.online.pace import Brake, Probe
-from materialize.online.redis import RedisStore
+from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.pacing import EVERY, LEAST_SHARE, MOST_BEHIND, Controller, Histogram, Pacer, merged
 from materialize.pipeline import PieceReport, Run
 from materialize.stop import Stopped, stop_on
@@ -26,6 +26,9 @@ from tests.tables import NOW, Table, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from materialize.online.base import OnlineStore
+    from tests.cluster import Cluster
 
 TARGET = 0.005
 FAST, SLOW = 0.0002, 0.02
@@ -290,28 +293,42 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
+@pytest.fixture(params=["server", "cluster"])
+def disturbed(request: pytest.FixtureRequest) -> Iterator[tuple[OnlineStore, servers.Server]]:
+    """A store, and the server that has a heavy neighbour: the only one, or one of a cluster's."""
+    if request.param == "server":
+        server: servers.Server = request.getfixturevalue("valkey")
+        with RedisStore(server.url) as store:
+            yield store, server
+        return
+    cluster: Cluster = request.getfixturevalue("cluster")
+    with RedisClusterStore(cluster.url) as store:
+        yield store, cluster.servers[1]
+
+
 @pytest.mark.server
 def test_a_slow_server_holds_writers_back_and_they_go_on_and_all_is_written(
-    redis_store: RedisStore, valkey: servers.Server
+    disturbed: tuple[OnlineStore, servers.Server],
 ) -> None:
     """Slow: a script that keeps the server busy for milliseconds, again and again, as a heavy neighbour does."""
+    store, server = disturbed
     busy, over = "for i = 1, 2000000 do local x = i * i end", threading.Event()
 
     def disturb() -> None:
         while not over.is_set():
-            valkey.client.eval(busy, 0)
+            server.client.eval(busy, 0)
 
     neighbour, shares, written = threading.Thread(target=disturb), list[float](), 0
-    with Pacer(redis_store, "view") as pacer:
+    with Pacer(store, "view") as pacer:
         wait_until(lambda: pacer.phases["before"].reads >= 5)
-        written += len(redis_store.merge("view", make_batch([Row(b"0")]), tie_wins=False, retention=FOREVER))
+        written += len(store.merge("view", make_batch([Row(b"0")]), tie_wins=False, retention=FOREVER))
         neighbour.start()
         try:
             deadline = time.monotonic() + HANGS
             while pacer.brake.rested == 0.0 or pacer.brake.share > 0.5:
                 assert time.monotonic() < deadline, "never held back"
                 batch = make_batch([Row(b"%d" % (written + number)) for number in range(300)])
-                written += len(redis_store.merge("view", batch, tie_wins=False, retention=FOREVER))
+                written += len(store.merge("view", batch, tie_wins=False, retention=FOREVER))
                 shares.append(pacer.brake.share)
         finally:
             over.set()
@@ -320,7 +337,7 @@ def test_a_slow_server_holds_writers_back_and_they_go_on_and_all_is_written(
 
     assert pacer.held_back > 0
     assert {"before", "during"} <= set(pacer.probe)
-    assert sum(len(keys) for keys, _ in redis_store.scan("view")) == written
+    assert sum(len(keys) for keys, _ in store.scan("view")) == written
 
 
 @pytest.mark.server
