@@ -70,7 +70,12 @@ class OnlineStoreError(MaterializeError):
 
 
 class StoreFullError(OnlineStoreError):
-    """The online store has no memory left and evicts nothing. What is written stays, and the next run goes on from there."""
+    """The online store has no memory left and evicts nothing. What is written stays, and the next run goes on from there.
+
+    ``patience``: seconds for which the store is worth asking again.
+    """
+
+    patience: float = 30.0
 
 
 class UnavailableError(OnlineStoreError):

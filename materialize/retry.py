@@ -13,7 +13,7 @@ from materialize.errors import StoreChangedError, StoreFullError, UnavailableErr
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ATTEMPTS", "PATIENCE", "with_retry"]
+__all__ = ["ATTEMPTS", "with_retry"]
 
 Result = TypeVar("Result")
 
@@ -21,8 +21,6 @@ Result = TypeVar("Result")
 ATTEMPTS = 4
 #: Seconds before the second attempt; doubles, with full jitter, up to the maximum.
 FIRST_WAIT, LONGEST_WAIT = 0.2, 5.0
-#: Seconds that a store without memory is given, in which keys may expire or an operator may act.
-PATIENCE = 30.0
 
 
 def _count(state: tenacity.RetryCallState) -> None:
@@ -30,19 +28,18 @@ def _count(state: tenacity.RetryCallState) -> None:
         metrics.retried(error)
 
 
-def with_retry(
-    call: Callable[[], Result], *, patience: float = PATIENCE, sleep: Callable[[float], None] = time.sleep
-) -> Result:
+def with_retry(call: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
     """What *call* returns; it must be harmless to repeat. Raises its last UnavailableError, and any other error at once.
 
-    A store that is full is asked again until *patience* seconds are over.
+    A store that is full is asked again for as long as its error says.
     A store with a deadline of its own (Redis) has waited for it when it raises: such an error is not tried again here, so that the
     deadline is what is waited in all, and not four times of it.
     """
 
     def enough(state: tenacity.RetryCallState) -> bool:
-        if state.outcome is not None and isinstance(state.outcome.exception(), StoreFullError):
-            return state.idle_for + state.upcoming_sleep > patience
+        error = None if state.outcome is None else state.outcome.exception()
+        if isinstance(error, StoreFullError):
+            return state.idle_for + state.upcoming_sleep > error.patience
         return state.attempt_number >= ATTEMPTS
 
     retrying = tenacity.Retrying(

@@ -46,7 +46,6 @@ class Writer:
         self.progress = progress
         self.rows = rows
         self.limit = store.parallel_writes + 1
-        self.patience = store.patience
         self.pending: deque[tuple[int, EncodedBatch, Future[Outcomes]]] = deque()
         self.outcomes = np.zeros(OUTCOMES, dtype=np.int64)
         self.nbytes = 0
@@ -58,7 +57,7 @@ class Writer:
         while len(self.pending) >= self.limit:
             self._collect()
         nbytes = int(batch.keys.nbytes + batch.values.nbytes)
-        call = partial(with_retry, partial(write, batch), patience=self.patience, sleep=self._pause)
+        call = partial(with_retry, partial(write, batch), sleep=self._pause)
         self.pending.append((nbytes, batch, self.pool.submit(call)))
 
     def sample(self) -> tuple[list[bytes], npt.NDArray[np.int64]]:

@@ -353,7 +353,7 @@ MUTANTS = (
             (
                 "full server not waited for",
                 "retry.py",
-                "state.idle_for + state.upcoming_sleep > patience",
+                "state.idle_for + state.upcoming_sleep > error.patience",
                 "True",
                 "tests/proofs/test_full.py",
             ),

@@ -103,7 +103,7 @@ def project_on(kind: str, folder: Path) -> Iterator[tuple[Project, servers.Serve
         yield Project(folder / "project", f"sqlite:///{folder}/online.db"), None
         return
     with servers.running("valkey", password=PASSWORD) as server:
-        url = f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/0?timeout=1"
+        url = f"redis://:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/0?timeout=1&deadline=0.2&patience=0.2"
         yield Project(folder / "project", url), server
 
 

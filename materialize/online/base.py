@@ -103,8 +103,6 @@ class OnlineStore(ABC):
     max_value_bytes: int = 2**20
     #: Whether the operator accepts that the store may remove records to make room.
     eviction_allowed: bool = False
-    #: Seconds that a write waits while the store has no memory.
-    patience: float = 30.0
     #: Loads that make 99 of 100 reads take so many seconds longer are held back (`materialize.pacing`); None: none is.
     read_p99: float | None = READ_P99
 

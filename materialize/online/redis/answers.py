@@ -105,10 +105,12 @@ def translated(
             "Nothing was written. Check the user, the password and the ACL in the store's URL or connection."
         ) from None
     except FULL as error:
-        raise StoreFullError(
+        full = StoreFullError(
             f"could not {doing} {address.location}: {_first_line(error)}. {figures()}Any part of the batch may be written; "
             "the watermark stays. Give the store more memory and run again: the next run goes on from what is there."
-        ) from None
+        )
+        full.patience = address.patience
+        raise full from None
     except (*TRANSIENT, driver.RedisError) as error:
         found = f"could not {doing} {address.location}: {_first_line(error)}"
         if isinstance(error, CLUSTERED):

@@ -49,7 +49,7 @@ class RedisServers(OnlineStore):
     def __init__(self, url: str) -> None:
         self.address = parse(url)
         self.location, self.prefix = self.address.location, self.address.prefix
-        self.patience, self.eviction_allowed = self.address.patience, self.address.eviction_allowed
+        self.eviction_allowed = self.address.eviction_allowed
         self.written: dict[str, int] = {}
         self.lock = threading.Lock()
 
