@@ -266,7 +266,8 @@ def test_lasting_lease_stays_between_tasks_and_is_taken_again_by_the_same_run_on
         pass
     store.seconds += 899
 
-    with pytest.raises(BusyError), holding(store, VIEW, "dag/other", "incremental", LASTING):
+    at_once = replace(LASTING, wait=0.0)
+    with pytest.raises(BusyError), holding(store, VIEW, "dag/other", "incremental", at_once):
         pass
     with holding(store, VIEW, "dag/run", "incremental", LASTING, last=False) as one:
         with holding(store, VIEW, "dag/run", "incremental", LASTING, last=False) as other:
