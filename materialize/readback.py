@@ -38,7 +38,7 @@ def missing(
 ) -> int:
     """Read entities back that were just written, and remember them with their event times. Returns: how many are gone."""
     written = {key: us for key, us in zip(keys, event_us.tolist(), strict=True) if _stays(view, us, now)}
-    if not written or store.evidence() is None:
+    if not written:
         return 0
     gone = sum(record is None for record in _read(view, store, list(written)))
     _change(view, store, lambda known: known | written)

@@ -12,18 +12,14 @@ import polars as pl
 from materialize import watermark
 from materialize.entity_key import entity_keys
 from materialize.lease import held_by
-from materialize.model import Watermark
 from materialize.offline import Quarantine, held_rows, mark_released
-from materialize.order import ERASED, WRITTEN, stamp
+from materialize.order import ERASED, stamp
 from materialize.piece import Snapshot
 from materialize.refused import held
 from materialize.retry import with_retry
 from materialize.verify import plan_comparison
-from materialize.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
     from materialize.pipeline import Run
@@ -135,12 +131,11 @@ def _tried(
     if free.is_empty():
         return still, 0
     plan = replace(plan, schema_id=with_retry(partial(watermark.register_schema, store, view)))
-    plan = _above_floors(view, store, plan, [online[entity].floor for entity in free if entity in online])
     snapshot = snapshot.planned(plan)
-    with Writer(store, run.progress) as writer:
-        for batch, write in snapshot.records(_of(snapshot, view, free)):
-            writer.submit(batch, write)
-    return still, int(writer.outcomes[WRITTEN])
+    at = stamp(plan.generation, plan.to_version)
+    if any(at <= online[entity].floor < ERASED for entity in free if entity in online):
+        snapshot = snapshot.in_new_generation()
+    return still, snapshot.write(_of(snapshot, view, free), run.progress)
 
 
 def _of(snapshot: Snapshot, view: FeatureView, entities: pl.Series) -> pl.DataFrame:
@@ -149,18 +144,3 @@ def _of(snapshot: Snapshot, view: FeatureView, entities: pl.Series) -> pl.DataFr
     named = every.with_columns(entity_keys(every, view.join_keys).cast(pl.String).alias("__entity"))
     wanted = entities.unique().alias("__entity").to_frame()
     return named.join(wanted, on="__entity", how="semi", nulls_equal=True).drop("__entity").sort("position")
-
-
-def _above_floors(view: FeatureView, store: OnlineStore, plan: Plan, floors: Iterable[int]) -> Plan:
-    """*plan* so that the store takes entities with these *floors* at its version: a record with that snapshot's floor refuses to be
-    written again, except in a new generation. A run that began in the old one can no longer move the watermark, and the next brings
-    its rows.
-    """
-    at = stamp(plan.generation, plan.to_version)
-    if not any(at <= floor < ERASED for floor in floors):
-        return plan
-    assert plan.watermark is not None  # noqa: S101 - there is nothing to compare with without one
-    mark = Watermark.from_json(plan.watermark)
-    moved = replace(mark, generation=mark.generation + 1, run_id=plan.run_id)
-    text = with_retry(partial(watermark.move, store, view.name, plan.watermark, moved))
-    return replace(plan, generation=moved.generation, watermark=text)

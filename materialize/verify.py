@@ -23,12 +23,11 @@ from materialize.lease import held_by
 from materialize.model import Watermark, to_us
 from materialize.offline import open_table, total_rows
 from materialize.online.base import HEADER, TOMBSTONE
-from materialize.order import WRITTEN, stamp
+from materialize.order import stamp
 from materialize.piece import Snapshot, no_progress
 from materialize.plan import Plan, changed_view
 from materialize.removal import remove
 from materialize.retry import with_retry
-from materialize.writer import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -375,21 +374,11 @@ def _repair(
         return 0
     if bad.filter(pl.col("floor") >= stamp(plan.generation, plan.to_version)).is_empty():
         return _rewrite(view, store, run, snapshot, bad)
-    # A record with this snapshot's floor refuses to be written again. In a new generation it does not; a run that began in
-    # the old one can no longer move the watermark, so the next run brings again what the repair refused of it.
     with held_by(run, store, view.name, "repair") as run:  # noqa: PLR1704 - nothing here uses the other one
-        assert plan.watermark is not None  # noqa: S101 - there is nothing to compare with without one
-        mark = Watermark.from_json(plan.watermark)
-        moved = replace(mark, generation=mark.generation + 1, run_id=run.run_id)
-        plan = replace(plan, generation=moved.generation)
-        plan = replace(plan, watermark=with_retry(partial(watermark.move, store, view.name, plan.watermark, moved)))
-        return _rewrite(view, store, run, snapshot.planned(plan), bad)
+        return _rewrite(view, store, run, snapshot.in_new_generation(), bad)
 
 
 def _rewrite(view: FeatureView, store: OnlineStore, run: Run, snapshot: Snapshot, bad: pl.DataFrame) -> int:
     gone = bad.filter(problem="extra")["key"].to_list()
     rows = _of(view, snapshot.rows.frame, bad.filter(pl.col("problem") != "extra")["key"])
-    with Writer(store, run.progress) as writer:
-        for batch, write in snapshot.records(rows):
-            writer.submit(batch, write)
-    return int(writer.outcomes[WRITTEN]) + remove(view, store, snapshot.work.plan, gone, run.now())
+    return snapshot.write(rows, run.progress) + remove(view, store, snapshot.work.plan, gone, run.now())

@@ -501,8 +501,8 @@ MUTANTS = (
     Mutant(
         "quarantine: a release does not get past the floor of a rebuild",
         "release.py",
-        "if not any(at <= floor < ERASED for floor in floors):",
-        "if True:",
+        "if any(at <= online[entity].floor < ERASED for entity in free if entity in online):",
+        "if False:",
         "tests/test_release.py",
     ),
     Mutant(
