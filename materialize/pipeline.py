@@ -131,7 +131,7 @@ def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) ->
                 f"feature view {view.name!r}: could not load it by files: found it online at version {held.version}, expected a view "
                 f"that was never loaded. Nothing was written. Run: materialize incremental {view.name}, or rebuild"
             )
-        plan = begin(view, files, plan)
+        plan = begin(view, files, plan, now=run.now())
         for piece in range(plan.pieces):
             write_piece(view, files, plan, piece, now=run.now())
         told = files.load()

@@ -142,7 +142,7 @@ def load_leased(view: FeatureView, online: OnlineStore, run: Run) -> RunReport:
         plan = pipeline.make_plan(view, online, mode="incremental", store_name=held.store_name, run_id=held.run_id)
         tasks.log_plan(plan)
         refuse_large_snapshot(plan, view.schedule)
-        begun = pipeline.begin(view, online, plan)
+        begun = pipeline.begin(view, online, plan, now=held.now())
         pieces = [
             pipeline.write_piece(view, online, begun, piece, now=held.now(), progress=held.progress)
             for piece in range(begun.pieces)

@@ -29,8 +29,8 @@ SECONDS = r"\d{1,4}(\.\d+)?"
 #: Our options and their defaults. ``timeout``: seconds to connect and to wait for one answer. ``deadline``: seconds for which one call
 #: waits out redirects, failovers and refusals that pass by themselves: twice what a failover takes with the usual 15 s of
 #: cluster-node-timeout, and the 30 s of Sentinel's down-after-milliseconds.
-DEFAULTS = {"prefix": "fs", "timeout": "5", "deadline": "30"}
-#: Our options that may be absent: name, pattern, what is expected. ``replicas``: how many must have what a run wrote before it is
+DEFAULTS = {"prefix": "fs", "timeout": "5", "deadline": "30", "replicas_timeout": "10", "patience": "30"}
+#: Our further options, which are checked by a pattern: name, pattern, what is expected. ``replicas``: how many must have what a run wrote before it is
 #: done; ``replicas_timeout``: seconds to wait for them; ``patience``: seconds that a write waits while the server has no memory;
 #: ``eviction=allow``: load a server that may evict keys.
 FURTHER = (
@@ -63,10 +63,10 @@ class Address:
     prefix: str
     timeout: float
     deadline: float
+    replicas_timeout: float
+    patience: float
     service: str = ""
     replicas: int | None = None
-    replicas_timeout: float = 10.0
-    patience: float = 30.0
     eviction_allowed: bool = False
     driver: dict[str, Any] = field(default_factory=dict, repr=False)
     sentinel: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -119,8 +119,8 @@ def parse(url: str) -> Address:
         deadline=float(ours["deadline"]),
         service=ours.get("service", ""),
         replicas=int(ours["replicas"]) if "replicas" in ours else None,
-        replicas_timeout=float(ours.get("replicas_timeout", 10)),
-        patience=float(ours.get("patience", 30)),
+        replicas_timeout=float(ours["replicas_timeout"]),
+        patience=float(ours["patience"]),
         eviction_allowed="eviction" in ours,
         driver={**driver, **common, **tls},
         sentinel=sentinel,
