@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
 
-__all__ = ["move", "read", "read_text", "register_schema", "schemas"]
+__all__ = ["SCHEMAS", "move", "read", "read_text", "register_schema", "schemas", "schemas_of"]
 
 WATERMARK, SCHEMAS = "watermark", "schemas"
 #: Schema ids are 16 bits in a record's header; 0 is for tombstones, which have no schema.
@@ -40,7 +40,7 @@ def _oldest(store: OnlineStore, view: str, copies: Sequence[bytes | None]) -> st
     try:
         read = [None if content is None else Watermark.from_json(content) for content in copies]
     except (ValueError, TypeError):
-        raise _unreadable(store, view, WATERMARK) from None
+        raise _unreadable(store.location, view, WATERMARK) from None
     content = min(zip(map(_place, read), range(len(copies)), copies, strict=True))[2]
     return None if content is None else content.decode()
 
@@ -104,7 +104,7 @@ def register_schema(store: OnlineStore, view: FeatureView) -> int:
     """The id of the view's current schema, made known to every reader before a record uses it."""
     while True:
         content = store.read_cell(view.name, SCHEMAS)
-        known = _schema_texts(store, view.name, content)
+        known = _schema_texts(store.location, view.name, content)
         schema_id = zlib.crc32(view.schema_text.encode()) % SCHEMA_IDS + 1
         while known.get(str(schema_id), view.schema_text) != view.schema_text:
             schema_id = schema_id % SCHEMA_IDS + 1
@@ -117,27 +117,32 @@ def register_schema(store: OnlineStore, view: FeatureView) -> int:
 
 def schemas(store: OnlineStore, view: str) -> dict[int, dict[str, FeatureType]]:
     """Every schema of *view* that this release can decode: schema id -> feature name -> type, in the record's order."""
+    return schemas_of(store.read_cell(view, SCHEMAS), store.location, view)
+
+
+def schemas_of(content: bytes | None, location: str, view: str) -> dict[int, dict[str, FeatureType]]:
+    """The same of the *content* of the cell `SCHEMAS`, which was read at *location*."""
     known = {}
-    for schema_id, text in _schema_texts(store, view, store.read_cell(view, SCHEMAS)).items():
+    for schema_id, text in _schema_texts(location, view, content).items():
         with suppress(ValueError):  # a type of a newer release: only records of that schema cannot be read here
             known[int(schema_id)] = {name: FeatureType.parse(kind) for name, kind in json.loads(text)}
     return known
 
 
-def _schema_texts(store: OnlineStore, view: str, content: bytes | None) -> dict[str, str]:
+def _schema_texts(location: str, view: str, content: bytes | None) -> dict[str, str]:
     """The *content* of a schemas cell: schema id -> the schema's text."""
     try:
         texts: object = {} if content is None else json.loads(content)
     except ValueError:
         texts = None
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise _unreadable(store, view, SCHEMAS)
+        raise _unreadable(location, view, SCHEMAS)
     return texts
 
 
-def _unreadable(store: OnlineStore, view: str, cell: str) -> OnlineStoreError:
+def _unreadable(location: str, view: str, cell: str) -> OnlineStoreError:
     return OnlineStoreError(
-        f"feature view {view!r}: could not read the cell {cell!r} in {store.location}: found something else than this release writes. "
+        f"feature view {view!r}: could not read the cell {cell!r} in {location}: found something else than this release writes. "
         "A newer release did, or something else writes under this prefix; nothing was changed. "
         f"Upgrade, or delete the cell and run: materialize rebuild {view}"
     )

@@ -1,0 +1,124 @@
+"""Features for model servers: a view and entity keys in, feature vectors out, in one round trip to each server that has some of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from materialize.config import load
+from materialize.errors import UnavailableError
+from materialize.online import open_reader
+from materialize.online.reading import ReadTerms
+from materialize.serving.core import Core, utc_us
+from materialize.serving.request import Lookup
+from materialize.watermark import SCHEMAS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import timedelta
+    from pathlib import Path
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from materialize.config.connections import Connections
+    from materialize.online.base import OnlineStore
+    from materialize.serving.decoding import FeatureBatch, ServiceBatch
+    from materialize.serving.request import EntityKey
+    from materialize.serving.vectors import FeatureVector, ServiceVector
+
+__all__ = ["OnlineFeatures"]
+
+
+class OnlineFeatures:
+    """Reads feature vectors from one online store. Safe to use from several threads; one object for a whole process is meant.
+
+    No read depends on the state of any run: a load, a crashed one too, never makes a read fail. Every method raises `UnavailableError`
+    when the store does not answer within the deadline (and there are no defaults), `OnlineStoreError` when it refuses or holds
+    what this release cannot decode, `ConfigError` for a view or service that is not in the config, and ValueError for feature names and
+    entity keys that a view does not have. Messages never hold entity keys or values.
+    """
+
+    def __init__(self, core: Core, store: OnlineStore) -> None:
+        """As `connect` makes it."""
+        self.core, self.store = core, store
+
+    @classmethod
+    def connect(
+        cls,
+        config_dir: str | Path,
+        store: str = "default",
+        *,
+        terms: ReadTerms | None = None,
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        connections: Connections | None = None,
+        clock_us: Callable[[], int] = utc_us,
+    ) -> Self:
+        """A reader of the online store that *config_dir* calls *store*; the network is touched by the first read.
+
+        *terms*: timeouts, in seconds, and whether replicas are read. *defaults*: view -> feature -> value, which is given with the
+        status ``default`` while the store does not answer; a read of a view that is not in it raises instead. *connections*: see
+        `materialize.config.load`. *clock_us*: microseconds since 1970 UTC.
+        """
+        config = load(config_dir, connections=connections)
+        opened = open_reader(config.online_store(store), terms or ReadTerms())
+        return cls(Core(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
+
+    def read_features(
+        self,
+        view: str,
+        entity_key: EntityKey,
+        feature_names: Sequence[str] | None = None,
+        *,
+        max_age: timedelta | None = None,
+    ) -> FeatureVector:
+        """The features of one entity.
+
+        *entity_key*: a value where the view has one join key, else values in the order of the join keys, or by their names.
+        *feature_names*: in the order wanted, None: all of the view. *max_age*: an event time longer ago counts as expired.
+        """
+        return self.lookup([Lookup(view, (entity_key,), feature_names, max_age)])[0][0]
+
+    def batch_read(
+        self,
+        view: str,
+        entity_keys: Sequence[EntityKey],
+        feature_names: Sequence[str] | None = None,
+        *,
+        max_age: timedelta | None = None,
+    ) -> FeatureBatch:
+        """The features of each of n entities, in their order; an entity may be there twice. See `read_features`."""
+        return self.lookup([Lookup(view, entity_keys, feature_names, max_age)])[0]
+
+    def lookup(self, lookups: Sequence[Lookup]) -> list[FeatureBatch]:
+        """The vectors of each lookup, in their order, by one round trip to each server for all together."""
+        asked = self.core.asked(lookups)
+        try:
+            records = self.store.read_views(asked.keys)
+            for schemas in self.core.unknown(records):
+                schemas.learn(self.store.read_cell(schemas.view.name, SCHEMAS))
+        except UnavailableError:
+            if (fallen_back := self.core.fallback(asked)) is None:
+                raise
+            return fallen_back
+        return self.core.answer(asked, records)
+
+    def read_service(self, service: str, entity: Mapping[str, EntityKey]) -> ServiceVector:
+        """The features of the feature service *service* for the entities that *entity* names: join key -> value, of all its views."""
+        return self.batch_read_service(service, [entity])[0]
+
+    def batch_read_service(self, service: str, entities: Sequence[Mapping[str, EntityKey]]) -> ServiceBatch:
+        """The features of a feature service for each of n sets of entities, in one round trip to each server."""
+        wanted, lookups = self.core.service_lookups(service, entities)
+        return self.core.combined(wanted, self.lookup(lookups))
+
+    def close(self) -> None:
+        """Give back the connections. Calling it twice is harmless."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,149 @@
+"""What the clients share: what is asked of the store, and what its records mean. Everything but the waiting for the store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from materialize.config import known
+from materialize.errors import ConfigError
+from materialize.model import MICROSECOND
+from materialize.serving.decoding import NEVER, FeatureBatch, Selection, ServiceBatch, ViewSchemas
+from materialize.serving.request import Lookup, entity_key_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from materialize.config import Config
+    from materialize.feature_service import FeatureService
+    from materialize.serving.request import EntityKey
+
+__all__ = ["Asked", "Core", "Defaults", "utc_us"]
+
+#: View -> feature -> the value that stands for it while the store does not answer.
+Defaults = "Mapping[str, Mapping[str, Any]]"
+
+
+def utc_us() -> int:
+    """The time of this machine's clock, in microseconds since 1970 UTC."""
+    return time.time_ns() // 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One lookup: its features, and which of its view's keys are its own; ``max_age_us`` None: only the ttl counts."""
+
+    selection: Selection
+    view: str
+    start: int
+    stop: int
+    max_age_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Some lookups. ``keys``: view -> the entity keys of all its lookups, one after the other."""
+
+    parts: tuple[Part, ...]
+    keys: dict[str, list[bytes]]
+
+
+class Core:
+    """The views of one store, and what is known of their records. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        config: Config,
+        store_name: str,
+        location: str,
+        *,
+        defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        clock_us: Callable[[], int] = utc_us,
+    ) -> None:
+        """*defaults*: view -> feature -> the value that stands for it while the store does not answer. Raises ConfigError for names in
+        it that there are not."""
+        self.config, self.store_name, self.location, self.clock_us = config, store_name, location, clock_us
+        self.defaults = {view: dict(values) for view, values in (defaults or {}).items()}
+        self.schemas: dict[str, ViewSchemas] = {}
+        self.selections: dict[tuple[str, tuple[str, ...] | None], Selection] = {}
+        for view, values in self.defaults.items():
+            self.selection(view, tuple(values))
+
+    def selection(self, view: str, names: Sequence[str] | None) -> Selection:
+        """The features *names* of *view*, all without. Raises ConfigError for a view that the store does not have, ValueError for names."""
+        wanted = (view, None if names is None else tuple(names))
+        found = self.selections.get(wanted)
+        if found is None:
+            found = self.selections[wanted] = Selection(self._schemas_of(view), names)
+        return found
+
+    def _schemas_of(self, view: str) -> ViewSchemas:
+        if view not in self.schemas:
+            found = known(self.config.feature_views, view, "feature view")
+            if self.store_name not in found.online_stores:
+                raise ConfigError(
+                    f"feature view {view!r}: could not be read from the online store {self.store_name!r}: expected one of its online_stores: "
+                    f"{', '.join(found.online_stores)}. Nothing was read."
+                )
+            self.schemas[view] = ViewSchemas(found, self.location)
+        return self.schemas[view]
+
+    def asked(self, lookups: Sequence[Lookup]) -> Asked:
+        """What *lookups* need. Raises ConfigError and ValueError for what cannot be asked for."""
+        keys: dict[str, list[bytes]] = {}
+        parts = []
+        for lookup in lookups:
+            selection = self.selection(lookup.view, lookup.feature_names)
+            view = selection.schemas.view
+            mine = keys.setdefault(lookup.view, [])
+            start = len(mine)
+            mine += [entity_key_bytes(view, key) for key in lookup.entity_keys]
+            max_age_us = None if lookup.max_age is None else lookup.max_age // MICROSECOND
+            parts.append(Part(selection, lookup.view, start, len(mine), max_age_us))
+        return Asked(tuple(parts), keys)
+
+    def unknown(self, records: Mapping[str, Sequence[bytes | None]]) -> list[ViewSchemas]:
+        """Those that have to `ViewSchemas.learn` before *records*, by view, can be decoded."""
+        return [self.schemas[view] for view, some in records.items() if self.schemas[view].unknown(some)]
+
+    def answer(self, asked: Asked, records: Mapping[str, Sequence[bytes | None]]) -> list[FeatureBatch]:
+        """The vectors of each lookup, of the *records* of each view."""
+        now = self.clock_us()
+        return [
+            FeatureBatch(
+                part.selection, records[part.view][part.start : part.stop], read_us=now, oldest_us=_oldest(part, now)
+            )
+            for part in asked.parts
+        ]
+
+    def fallback(self, asked: Asked) -> list[FeatureBatch] | None:
+        """The defaults of each lookup; None where a view has none."""
+        if not all(part.view in self.defaults for part in asked.parts):
+            return None
+        now = self.clock_us()
+        return [
+            FeatureBatch(
+                part.selection, [None] * (part.stop - part.start), read_us=now, fallback=self.defaults[part.view]
+            )
+            for part in asked.parts
+        ]
+
+    # --- feature services ---
+
+    def service_lookups(self, name: str, entities: Sequence[Mapping[str, EntityKey]]) -> tuple[FeatureService, list[Lookup]]:
+        """The lookups of a feature service, one for each view. Raises ConfigError for a service that there is not."""
+        service = known(self.config.feature_services, name, "feature service")
+        return service, [Lookup(view, entities, tuple(names)) for view, names in service.features.items()]
+
+    @staticmethod
+    def combined(service: FeatureService, batches: Sequence[FeatureBatch]) -> ServiceBatch:
+        """One vector of all views for each set of entities."""
+        return ServiceBatch(tuple(batches), tuple(tuple(names.values()) for names in service.features.values()))
+
+
+def _oldest(part: Part, now: int) -> int:
+    """The event time at and before which a vector is expired at *now*."""
+    ttl = part.selection.schemas.view.ttl_us
+    by_ttl = NEVER if ttl is None else now - ttl
+    return by_ttl if part.max_age_us is None else max(by_ttl, now - part.max_age_us - 1)
