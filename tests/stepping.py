@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from materialize import pipeline, watermark
 from materialize.decoder import Decoder, Header
 from materialize.errors import MaterializeError
-from materialize.model import RunReport
+from materialize.model import RunReport, to_us
 from materialize.online.memory import MemoryStore
 from materialize.pipeline import PieceReport, Run
 from materialize.plan import Plan
+from materialize.serving import FeatureBatch, OnlineFeatures
 from tests.tables import NOW, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
@@ -35,6 +37,7 @@ __all__ = [
     "records",
     "run",
     "served",
+    "vectors",
 ]
 
 
@@ -138,3 +141,15 @@ def play(order: tuple[str, ...], x: Stepper, y: Stepper, between: dict[int, Call
         if index in between:
             between[index]()
         (x if turn == "x" else y).advance()
+
+
+def vectors(
+    view: FeatureView,
+    store: OnlineStore,
+    keys: Sequence[Any],
+    names: Sequence[str] | None = None,
+    *,
+    now: datetime = NOW,
+) -> FeatureBatch:
+    """What a reader of *store* gives for some entities at the time *now*."""
+    return OnlineFeatures.over([view], store, clock_us=lambda: to_us(now)).batch_read(view.name, keys, names)

@@ -1171,3 +1171,80 @@ def test_importing_the_configuration_loads_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- feature services ----------------------------------------------------------------------------------------------------
+
+MERCHANT = SMALLEST.replace("user_spending", "merchant").replace("user_id", "merchant_id")
+
+
+def write_services(folder: Path, text: str) -> None:
+    write_view(folder, MERCHANT, "merchant")
+    (folder / "feature_services.yaml").write_text(text)
+
+
+def test_feature_services_name_features_of_several_views(folder: Path) -> None:
+    write_services(
+        folder,
+        "fraud:\n  description: before a payment\n  features:\n    merchant: [{total_spend: merchant_spend}]\n    user_spending: [total_spend]\n",
+    )
+
+    service = load(folder).feature_services["fraud"]
+
+    assert list(service.features.items()) == [
+        ("merchant", {"total_spend": "merchant_spend"}),
+        ("user_spending", {"total_spend": "total_spend"}),
+    ]
+    assert service.description == "before a payment"
+
+
+def test_without_a_file_there_are_no_feature_services(folder: Path) -> None:
+    assert load(folder).feature_services == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("fraud: {features: {merchent: [total_spend]}}", "did you mean 'merchant'?"),
+        ("fraud: {features: {merchant: [total_spent]}}", "fraud.features.merchant[0]: expected one of total_spend"),
+        (
+            "fraud: {features: {merchant: []}}",
+            "fraud.features.merchant: expected at least one feature, found an empty list",
+        ),
+        (
+            "fraud: {features: {merchant: total_spend}}",
+            "fraud.features.merchant: expected a list of features, found 'total_spend'",
+        ),
+        ("fraud: {features: {merchant: [3]}}", "fraud.features.merchant[0]: expected a feature, or"),
+        ("fraud: {features: {merchant: [{total_spend: 'a|b'}]}}", "fraud.features.merchant[0]: expected a feature, or"),
+        (
+            "fraud: {features: {merchant: [total_spend, total_spend]}}",
+            "fraud.features.merchant[1]: expected each name once",
+        ),
+        ("fraud: {features: {}}", "fraud.features: expected a mapping of feature views"),
+        ("fraud: {feature: {}}", "fraud.feature: unknown key, expected one of description, features"),
+        ("Fraud: {features: {merchant: [total_spend]}}", "Fraud: expected a name of at most 63"),
+        (
+            "fraud: {features: {merchant: [total_spend], user_spending: [total_spend]}}",
+            "fraud.features.user_spending: expected each name once, found 'total_spend', which merchant has",
+        ),
+        ("[1]", "expected a mapping such as"),
+    ],
+)  # fmt: skip - a line each
+def test_mistakes_in_feature_services_are_told(folder: Path, text: str, problem: str) -> None:
+    write_services(folder, text)
+
+    with pytest.raises(ConfigError) as refused:
+        load(folder)
+
+    assert "feature_services.yaml: " in str(refused.value)
+    assert problem in str(refused.value)
+
+
+def test_views_of_a_service_share_an_online_store(folder: Path) -> None:
+    (folder / "online_stores.yaml").write_text(STORES + 'other: {url: "sqlite:///other.db"}\n')
+    write_services(folder, "fraud: {features: {merchant: [total_spend], user_spending: [{total_spend: spent}]}}")
+    write_view(folder, MERCHANT + "online_stores: [other]\n", "merchant")
+
+    with pytest.raises(ConfigError, match="expected views that share an online store"):
+        load(folder)

@@ -16,12 +16,11 @@ from materialize.model import Interval, TableSettings
 from materialize.online.dynamodb import DynamoDbStore
 from materialize.online.dynamodb.address import Address
 from materialize.online.dynamodb.policy import ROLES, policy
-from materialize.serving import FeatureReader
 from tests.dynamodb_local import REGION
 from tests.dynamodb_operations import Operations
 from tests.dynamodb_stub import Time, answer
 from tests.object_store import BUCKET
-from tests.stepping import incremental, plan_of, run, served
+from tests.stepping import incremental, plan_of, run, served, vectors
 from tests.tables import NOW, T0, Table, at, row
 
 if TYPE_CHECKING:
@@ -395,7 +394,7 @@ def test_readers_ask_for_what_the_policy_of_a_reader_has(url: str, table: Table)
     with DynamoDbStore(url) as store:
         recorder.listen(store.client.api)
 
-        found = FeatureReader(table.view, store).lookup([b"u1", b"nobody"], now=NOW)
+        found = vectors(table.view, store, [b"u1", b"nobody"])
         several = store.read_views({"spending": [b"u1", b"u2"]})
 
         assert [vector.status for vector in found] == ["present", "missing"]

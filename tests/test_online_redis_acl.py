@@ -16,11 +16,11 @@ from materialize.errors import ConfigError, MaterializeError, OnlineStoreError, 
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
 from materialize.pipeline import Run
-from materialize.serving import FeatureReader
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, make_batch
 from materialize.verify import verify
 from tests import servers
 from tests.projects import Project
+from tests.stepping import vectors
 from tests.tables import NOW, Table, row
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> 
 
 
 def used_by_readers(_server: servers.Server, store: RedisStore, table: Table) -> None:
-    found = FeatureReader(table.view, store).lookup([b"a", b"nobody"], now=NOW)
+    found = vectors(table.view, store, [b"a", b"nobody"])
     assert [vector.status for vector in found] == ["present", "missing"]
 
 

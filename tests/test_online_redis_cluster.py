@@ -19,12 +19,11 @@ from materialize.online.base import HEADER
 from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.online.redis.slots import entity_slots, slot_tags
 from materialize.order import STALE, UNCHANGED, WRITTEN
-from materialize.serving import FeatureReader
 from materialize.testing import FOREVER, OnlineStoreContract, Row, content, make_batch
 from tests import cluster as clusters
 from tests.cluster import SLOTS, Cluster, wait_until
-from tests.stepping import amounts, expected_amounts, incremental
-from tests.tables import NOW, Table, row
+from tests.stepping import amounts, expected_amounts, incremental, vectors
+from tests.tables import Table, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -346,9 +345,8 @@ def test_features_are_served_from_a_cluster(cluster: Cluster, table: Table) -> N
     table.append(*(row(f"user{user}", user / 100, user) for user in range(200)))
     with RedisClusterStore(cluster.url) as store:
         incremental(table, store)
-        reader = FeatureReader(table.view, store)
 
-        found = reader.lookup([b"user%d" % user for user in (0, 7, 199)] + [b"nobody"], now=NOW, features=["amount"])
+        found = vectors(table.view, store, [f"user{user}" for user in (0, 7, 199)] + ["nobody"], ["amount"])
 
     assert [vector.features for vector in found[:3]] == [{"amount": 0.0}, {"amount": 7.0}, {"amount": 199.0}]
     assert found[3].status == "missing"

@@ -20,7 +20,6 @@ from materialize.online.redis import RedisStore
 from materialize.order import GENERATION, stamp
 from materialize.pipeline import PieceReport, Run
 from materialize.plan import Plan
-from materialize.serving import FeatureReader
 from materialize.testing import CrashingStore, Row, make_batch
 from tests.stepping import (
     Stepper,
@@ -34,6 +33,7 @@ from tests.stepping import (
     records,
     run,
     served,
+    vectors,
 )
 from tests.tables import NOW, Table, at, row
 
@@ -360,10 +360,10 @@ def test_readers_see_a_row_expire_by_its_event_time_and_purge_takes_it(table: Ta
     table.change_view(ttl=timedelta(days=3))
     table.append(row("a", 8 * day, 1.0))
     incremental(table, store)
-    reader = FeatureReader(table.view, store)
 
     statuses = [
-        reader.lookup([b"a"], now=at(8 * day) + timedelta(days=3, seconds=late))[0].status for late in (-1, 0, 1)
+        vectors(table.view, store, ["a"], now=at(8 * day) + timedelta(days=3, seconds=late))[0].status
+        for late in (-1, 0, 1)
     ]
 
     assert statuses == ["present", "expired", "expired"]

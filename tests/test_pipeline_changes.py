@@ -16,7 +16,6 @@ from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
 from materialize.model import Interval, to_us
 from materialize.online.memory import MemoryStore
 from materialize.order import stamp
-from materialize.serving import FeatureReader
 from materialize.testing import CrashingStore
 from tests.offline import fields_of, metadata, path_in_log, removal, rewrite, vacuum, with_fields
 from tests.stepping import (
@@ -33,6 +32,7 @@ from tests.stepping import (
     records,
     run,
     served,
+    vectors,
 )
 from tests.tables import NOW, SCHEMA, Table, at, row
 
@@ -84,7 +84,7 @@ def test_deleted_entities_leave_by_the_next_run_and_stay_away(
     assert (report.deleted, report.written, report.rows_read, report.changed) == (1, 0, 0, True)
     assert (adds_up(report), position(table, any_store)) == (True, (1, table.version))
     assert amounts(table, any_store) == {"a": 1.0, "c": 3.0}
-    assert [vector.status for vector in FeatureReader(table.view, any_store).lookup([b"b"], now=NOW)] == ["missing"]
+    assert [vector.status for vector in vectors(table.view, any_store, ["b"])] == ["missing"]
     write_late(table, any_store, zombie)
     write_late(table, any_store, filling)
     pipeline.backfill(table.view, any_store, run(), interval)

@@ -11,9 +11,8 @@ from deltalake.schema import PrimitiveType
 from materialize import pipeline, watermark
 from materialize.errors import OfflineStoreError, OnlineStoreError, WatermarkError
 from materialize.model import Interval
-from materialize.serving import FeatureReader
 from materialize.testing import CrashingStore
-from tests.stepping import adds_up, incremental, plan_of, position, records, run, served
+from tests.stepping import adds_up, incremental, plan_of, position, records, run, served, vectors
 from tests.tables import NOW, Table, at, row
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ def loaded(table: Table, store: OnlineStore, features: dict[str, str]) -> None:
 
 
 def looked_up(table: Table, store: OnlineStore, key: bytes) -> Any:
-    (found,) = FeatureReader(table.view, store).lookup([key], now=NOW)
-    return found.features
+    return vectors(table.view, store, [key])[0].features
 
 
 def test_added_feature_is_announced_and_fills_every_entity_in_a_new_generation(

@@ -21,9 +21,9 @@ from materialize.config import load
 from materialize.errors import MaterializeError
 from materialize.online import open_store
 from materialize.pipeline import Run
-from materialize.serving import FeatureReader
 from tests import servers
 from tests.projects import PAST, Project
+from tests.stepping import vectors
 from tests.tables import NOW, SCHEMA, row
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def rebuild(view: Any, store: Any) -> None:
 
 
 def lookup(view: Any, store: Any) -> None:
-    FeatureReader(view, store).lookup([KEY.encode()], now=NOW)
+    list(vectors(view, store, [KEY]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.exceptions import OutOfMemoryError
 from typer.testing import CliRunner
 
 from materialize import pipeline, readback

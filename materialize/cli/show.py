@@ -107,9 +107,16 @@ def print_vector(where: dict[str, str], key: str, vector: FeatureVector, *, as_j
     event = None if vector.event_timestamp is None else vector.event_timestamp.isoformat()
     if as_json:
         print_json(
-            {**where, "key": key, "status": vector.status, "event_timestamp": event, "features": vector.features}
+            {
+                **where,
+                "key": key,
+                "status": vector.status,
+                "event_timestamp": event,
+                "table_version": vector.table_version,
+                "features": vector.features if vector.status == "present" else {},
+            }
         )
         return
     output.print(f"{key}: {vector.status}" + (f", event time {event}" if event else ""), markup=False)
-    for name, value in vector.features.items():
+    for name, value in vector.features.items() if vector.status == "present" else ():
         output.print(f"  {name} = {value!r}", markup=False)

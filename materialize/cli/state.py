@@ -116,13 +116,11 @@ def _holder(target: Target) -> str | None:
 
 def _lookup(keys: list[str], names: list[str] | None, target: Target, *, as_json: bool) -> None:
     from materialize.entity_key import parse_key
-    from materialize.serving import FeatureReader
+    from materialize.serving import OnlineFeatures
 
     try:
         entity_keys = [parse_key(key, target.view.join_keys) for key in keys]
-        vectors = FeatureReader(target.view, target.store).lookup(
-            entity_keys, now=datetime.now(timezone.utc), features=names
-        )
+        vectors = OnlineFeatures.over([target.view], target.store).batch_read(target.view.name, entity_keys, names)
     except ValueError as error:
         usage_error(str(error))
     for key, vector in zip(keys, vectors, strict=True):

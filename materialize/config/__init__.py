@@ -21,12 +21,14 @@ from materialize.config.connections import (
 from materialize.config.document import Document, one_of, read
 from materialize.config.limits import file_problem, secrets_of, variable_problem
 from materialize.config.schema import stores_of, view_of
+from materialize.config.services import services_of
 from materialize.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from materialize.config.connections import Connections
+    from materialize.feature_service import FeatureService
     from materialize.model import FeatureView, FeatureViewName, OnlineStoreConfig
 
 __all__ = [
@@ -50,6 +52,7 @@ class Config:
     root: Path
     feature_views: dict[FeatureViewName, FeatureView]
     online_stores: dict[str, OnlineStoreConfig]
+    feature_services: dict[str, FeatureService] = field(default_factory=dict)
     connections: Connections = field(default=environment_connection, repr=False, compare=False)
 
     def feature_view(self, name: FeatureViewName) -> FeatureView:
@@ -62,7 +65,7 @@ class Config:
 
 
 def load(config_dir: str | Path, *, connections: Connections | None = None) -> Config:
-    """Read ``feature_views/*.yaml`` and ``online_stores.yaml`` in *config_dir*.
+    """Read ``feature_views/*.yaml``, ``online_stores.yaml`` and, where there is one, ``feature_services.yaml`` in *config_dir*.
 
     *connections* gives the Airflow connection of an id, as an object or as the text of an ``AIRFLOW_CONN_`` variable; without
     it these variables are read. It is first called when a store or view is asked for. Raises `ConfigError` with all problems.
@@ -90,9 +93,18 @@ def load(config_dir: str | Path, *, connections: Connections | None = None) -> C
     barred = partial(variable_problem, secrets=secrets_of(stores_file))
     documents = [read(path, barred=barred) for path in paths]
     views = [view_of(document, root, names) for document in documents]
-    if broken := [document for document in (listing, *documents, stores_file) if document.problems]:
+    known_views = {view.name: view for view in views if view}
+    services_file = Document(folder / "feature_services.yaml")
+    if services_file.path.exists() and (expected := file_problem(services_file.path, folder, root)):
+        services_file.problems.append(f"expected {expected}, found a link to another place")
+    elif services_file.path.exists() and len(known_views) == len(
+        documents
+    ):  # else the problems of the views come first
+        services_file = read(services_file.path, barred=barred)
+    services = services_of(services_file, known_views)
+    if broken := [document for document in (listing, *documents, services_file, stores_file) if document.problems]:
         raise ConfigError("\n".join(document.report() for document in broken))
-    return Config(root, {view.name: view for view in views if view}, stores, connections or environment_connection)
+    return Config(root, known_views, stores, services, connections or environment_connection)
 
 
 def resolve(store: OnlineStoreConfig, connections: Connections) -> OnlineStoreConfig:

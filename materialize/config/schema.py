@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from materialize.config.document import Document, Loc
 
-__all__ = ["stores_of", "view_of"]
+__all__ = ["FEATURE_NAME", "NAME", "NAMES", "NAME_RULE", "Keys", "checked_keys", "stores_of", "view_of"]
 
 #: Names of views and stores: they become parts of keys, DAG task ids and file names.
 NAME, NAME_RULE = r"[a-z][a-z0-9_]{0,62}", "a name of at most 63 lower-case letters, digits and '_', a letter first"
@@ -87,14 +87,20 @@ Line = Annotated[Text, AfterValidator(_line)]
 Duration = Annotated[timedelta, PlainValidator(_duration)]
 Percentage = Annotated[float, PlainValidator(_percentage)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-FeatureName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_ .-]{0,127}$")]
+FEATURE_NAME = r"[A-Za-z_][A-Za-z0-9_ .-]{0,127}"
+FeatureName = Annotated[str, Field(pattern=f"^{FEATURE_NAME}$")]
 #: What a key of a mapping is, for messages.
 NAMES = {
     "features": "a feature name of at most 128 letters, digits, '_', ' ', '.' and '-', a letter or '_' first",
     "tags": "a tag's name",
 }
 #: What an item of a list or of a mapping is, for messages.
-ITEMS = {"join_keys": "a column name", "online_stores": "the name of an online store", "tags": "a tag's text"}
+ITEMS = {
+    "features": "a list of features",
+    "join_keys": "a column name",
+    "online_stores": "the name of an online store",
+    "tags": "a tag's text",
+}
 
 
 class Keys(BaseModel):
@@ -164,7 +170,7 @@ class PriceKeys(Keys):
     bulk_gigabyte: Price | None = Field(None, description="the price of a gigabyte of bulk-load, such as 0.15")
 
 
-def _keys(document: Document, keys: type[Keys], data: Any, parent: Loc = ()) -> Any:
+def checked_keys(document: Document, keys: type[Keys], data: Any, parent: Loc = ()) -> Any:
     """*data* as *keys*, or None after adding what is wrong with it."""
     try:
         return keys.model_validate(data)
@@ -196,7 +202,7 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
         document.problems.append(f"expected a file name that is {NAME_RULE}, before .yaml, found {name!r}")
     if not document.usable:
         return None
-    keys: ViewKeys | None = _keys(document, ViewKeys, document.data)
+    keys: ViewKeys | None = checked_keys(document, ViewKeys, document.data)
     _check_columns(document)
     listed = document.data.get("online_stores", ["default"])
     for position, store in enumerate(listed if isinstance(listed, list) else ()):
@@ -236,7 +242,7 @@ def _quarantine(document: Document, root: Path, view: ViewKeys) -> str | None:
 
 
 def _verification(document: Document, view: ViewKeys) -> VerifySettings:
-    keys: VerifyKeys | None = _keys(document, VerifyKeys, view.verify or {}, ("verify",))
+    keys: VerifyKeys | None = checked_keys(document, VerifyKeys, view.verify or {}, ("verify",))
     if keys is None:
         return VerifySettings()
     if keys.repair and keys.compare == "sample":
@@ -273,7 +279,7 @@ def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
         if not isinstance(data, dict):
             document.expected((name,), "{url: ...} or {connection: ...}", data)
             continue
-        keys: StoreKeys | None = _keys(document, StoreKeys, data, (name,))
+        keys: StoreKeys | None = checked_keys(document, StoreKeys, data, (name,))
         if keys is None:
             continue
         if (keys.url is None) == (keys.connection is None):
@@ -313,7 +319,7 @@ def _settings(document: Document, keys: StoreKeys, name: str) -> tuple[TableSett
         if keys.url is not None and not keys.url.startswith("dynamodb://"):
             document.add((name, given), "unknown key, expected with a dynamodb:// URL only")
             continue
-        found = _keys(document, of, data, (name, given))
+        found = checked_keys(document, of, data, (name, given))
         if isinstance(found, TableKeys):
             if (found.write_units is None) != (found.read_units is None):
                 lacking = "write_units" if found.write_units is None else "read_units"

@@ -1,4 +1,4 @@
-"""The same features as `materialize.serving.client` gives, awaited: for servers that run on asyncio."""
+"""The features that `materialize.serving.client` gives, awaited: for servers that run on asyncio."""
 
 from __future__ import annotations
 
@@ -30,17 +30,14 @@ __all__ = ["AsyncOnlineFeatures"]
 
 
 class AsyncOnlineFeatures:
-    """Reads feature vectors from one online store. Safe to use from several threads; one object for a whole process is meant.
+    """Reads feature vectors from one online store. Safe for many tasks of one event loop.
 
-    No read depends on the state of any run: a load, a crashed one too, never makes a read fail. Every method raises `UnavailableError`
-    when the store does not answer within the deadline (and there are no defaults), `OnlineStoreError` when it refuses or holds
-    what this release cannot decode, `ConfigError` for a view or service that is not in the config, and ValueError for feature names and
-    entity keys that a view does not have. Messages never hold entity keys or values.
+    Every method gives and raises what the one of `materialize.serving.OnlineFeatures` does that has its name.
     """
 
-    def __init__(self, core: Core, store: OnlineStore) -> None:
+    def __init__(self, core: Core, reader: AsyncReader) -> None:
         """As `connect` makes it."""
-        self.core, self.store = core, store
+        self.core, self.reader = core, reader
 
     @classmethod
     def connect(
@@ -53,17 +50,12 @@ class AsyncOnlineFeatures:
         connections: Connections | None = None,
         clock_us: Callable[[], int] = utc_us,
     ) -> Self:
-        """A reader of the online store that *config_dir* calls *store*; the network is touched by the first read.
-
-        *terms*: timeouts, in seconds, and whether replicas are read. *defaults*: view -> feature -> value, which is given with the
-        status ``default`` while the store does not answer; a read of a view that is not in it raises instead. *connections*: see
-        `materialize.config.load`. *clock_us*: microseconds since 1970 UTC.
-        """
+        """A reader of the online store *store*; it waits for nothing."""
         config = load(config_dir, connections=connections)
         opened = open_async_reader(config.online_store(store), terms or ReadTerms())
-        return cls(Core(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
+        return cls(Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
 
-    def read_features(
+    async def read_features(
         self,
         view: str,
         entity_key: EntityKey,
@@ -71,14 +63,9 @@ class AsyncOnlineFeatures:
         *,
         max_age: timedelta | None = None,
     ) -> FeatureVector:
-        """The features of one entity.
+        return (await self.lookup([Lookup(view, (entity_key,), feature_names, max_age)]))[0][0]
 
-        *entity_key*: a value where the view has one join key, else values in the order of the join keys, or by their names.
-        *feature_names*: in the order wanted, None: all of the view. *max_age*: an event time longer ago counts as expired.
-        """
-        return self.lookup([Lookup(view, (entity_key,), feature_names, max_age)])[0][0]
-
-    def batch_read(
+    async def batch_read(
         self,
         view: str,
         entity_keys: Sequence[EntityKey],
@@ -86,39 +73,35 @@ class AsyncOnlineFeatures:
         *,
         max_age: timedelta | None = None,
     ) -> FeatureBatch:
-        """The features of each of n entities, in their order; an entity may be there twice. See `read_features`."""
-        return self.lookup([Lookup(view, entity_keys, feature_names, max_age)])[0]
+        return (await self.lookup([Lookup(view, entity_keys, feature_names, max_age)]))[0]
 
-    def lookup(self, lookups: Sequence[Lookup]) -> list[FeatureBatch]:
-        """The vectors of each lookup, in their order, by one round trip to each server for all together."""
+    async def lookup(self, lookups: Sequence[Lookup]) -> list[FeatureBatch]:
         asked = self.core.asked(lookups)
         try:
-            records = self.store.read_views(asked.keys)
+            records = await self.reader.read_views(asked.keys)
             for schemas in self.core.unknown(records):
-                schemas.learn(self.store.read_cell(schemas.view.name, SCHEMAS))
+                schemas.learn(await self.reader.read_cell(schemas.view.name, SCHEMAS))
         except UnavailableError:
             if (fallen_back := self.core.fallback(asked)) is None:
                 raise
             return fallen_back
         return self.core.answer(asked, records)
 
-    def read_service(self, service: str, entity: Mapping[str, EntityKey]) -> ServiceVector:
-        """The features of the feature service *service* for the entities that *entity* names: join key -> value, of all its views."""
-        return self.batch_read_service(service, [entity])[0]
+    async def read_service(self, service: str, entity: Mapping[str, EntityKey]) -> ServiceVector:
+        return (await self.batch_read_service(service, [entity]))[0]
 
-    def batch_read_service(self, service: str, entities: Sequence[Mapping[str, EntityKey]]) -> ServiceBatch:
-        """The features of a feature service for each of n sets of entities, in one round trip to each server."""
+    async def batch_read_service(self, service: str, entities: Sequence[Mapping[str, EntityKey]]) -> ServiceBatch:
         wanted, lookups = self.core.service_lookups(service, entities)
-        return self.core.combined(wanted, self.lookup(lookups))
+        return self.core.combined(wanted, await self.lookup(lookups))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Give back the connections. Calling it twice is harmless."""
-        self.store.close()
+        await self.reader.close()
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()

@@ -13,7 +13,7 @@ from materialize.serving.request import Lookup
 from materialize.watermark import SCHEMAS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
     from types import TracebackType
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from materialize.config.connections import Connections
+    from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
     from materialize.serving.decoding import FeatureBatch, ServiceBatch
     from materialize.serving.request import EntityKey
@@ -61,7 +62,12 @@ class OnlineFeatures:
         """
         config = load(config_dir, connections=connections)
         opened = open_reader(config.online_store(store), terms or ReadTerms())
-        return cls(Core(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
+        return cls(Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
+
+    @classmethod
+    def over(cls, views: Iterable[FeatureView], store: OnlineStore, *, clock_us: Callable[[], int] = utc_us) -> Self:
+        """A reader of *views* in a store that is open already; closing the one closes the other."""
+        return cls(Core(views, store.location, store.location, clock_us=clock_us), store)
 
     def read_features(
         self,

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from materialize.config import known
-from materialize.errors import ConfigError
 from materialize.model import MICROSECOND
 from materialize.serving.decoding import NEVER, FeatureBatch, Selection, ServiceBatch, ViewSchemas
 from materialize.serving.request import Lookup, entity_key_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from typing_extensions import Self
 
     from materialize.config import Config
     from materialize.feature_service import FeatureService
+    from materialize.model import FeatureView
     from materialize.serving.request import EntityKey
 
-__all__ = ["Asked", "Core", "Defaults", "utc_us"]
-
-#: View -> feature -> the value that stands for it while the store does not answer.
-Defaults = "Mapping[str, Mapping[str, Any]]"
+__all__ = ["Asked", "Core", "utc_us"]
 
 
 def utc_us() -> int:
@@ -54,40 +53,39 @@ class Core:
 
     def __init__(
         self,
-        config: Config,
-        store_name: str,
+        views: Iterable[FeatureView],
+        store: str,
         location: str,
         *,
+        services: Mapping[str, FeatureService] | None = None,
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
         clock_us: Callable[[], int] = utc_us,
     ) -> None:
-        """*defaults*: view -> feature -> the value that stands for it while the store does not answer. Raises ConfigError for names in
-        it that there are not."""
-        self.config, self.store_name, self.location, self.clock_us = config, store_name, location, clock_us
-        self.defaults = {view: dict(values) for view, values in (defaults or {}).items()}
-        self.schemas: dict[str, ViewSchemas] = {}
+        """*views*: those that can be read from the online store *store* at *location*. *defaults*: view -> feature -> the value that
+        stands for it while the store does not answer. Raises ConfigError or ValueError for names in it that there are not.
+        """
+        self.store, self.clock_us = store, clock_us
+        self.services = dict(services or {})
+        self.schemas = {view.name: ViewSchemas(view, location) for view in views}
         self.selections: dict[tuple[str, tuple[str, ...] | None], Selection] = {}
+        self.defaults = {view: dict(values) for view, values in (defaults or {}).items()}
         for view, values in self.defaults.items():
             self.selection(view, tuple(values))
+
+    @classmethod
+    def of(cls, config: Config, store: str, location: str, **options: Any) -> Self:
+        """All views of *config* that are in *store*, and its feature services; *options* as above."""
+        views = [view for view in config.feature_views.values() if store in view.online_stores]
+        return cls(views, store, location, services=config.feature_services, **options)
 
     def selection(self, view: str, names: Sequence[str] | None) -> Selection:
         """The features *names* of *view*, all without. Raises ConfigError for a view that the store does not have, ValueError for names."""
         wanted = (view, None if names is None else tuple(names))
         found = self.selections.get(wanted)
         if found is None:
-            found = self.selections[wanted] = Selection(self._schemas_of(view), names)
+            schemas = known(self.schemas, view, f"feature view of the online store {self.store!r}")
+            found = self.selections[wanted] = Selection(schemas, names)
         return found
-
-    def _schemas_of(self, view: str) -> ViewSchemas:
-        if view not in self.schemas:
-            found = known(self.config.feature_views, view, "feature view")
-            if self.store_name not in found.online_stores:
-                raise ConfigError(
-                    f"feature view {view!r}: could not be read from the online store {self.store_name!r}: expected one of its online_stores: "
-                    f"{', '.join(found.online_stores)}. Nothing was read."
-                )
-            self.schemas[view] = ViewSchemas(found, self.location)
-        return self.schemas[view]
 
     def asked(self, lookups: Sequence[Lookup]) -> Asked:
         """What *lookups* need. Raises ConfigError and ValueError for what cannot be asked for."""
@@ -131,9 +129,11 @@ class Core:
 
     # --- feature services ---
 
-    def service_lookups(self, name: str, entities: Sequence[Mapping[str, EntityKey]]) -> tuple[FeatureService, list[Lookup]]:
+    def service_lookups(
+        self, name: str, entities: Sequence[Mapping[str, EntityKey]]
+    ) -> tuple[FeatureService, list[Lookup]]:
         """The lookups of a feature service, one for each view. Raises ConfigError for a service that there is not."""
-        service = known(self.config.feature_services, name, "feature service")
+        service = known(self.services, name, "feature service")
         return service, [Lookup(view, entities, tuple(names)) for view, names in service.features.items()]
 
     @staticmethod

@@ -95,9 +95,7 @@ class Selection:
         decoder, take, absent = self._taker(header.schema_id)
         return FeatureVector("present", take(decoder.values(record)), *times, absent)
 
-    def _taker(
-        self, schema_id: int
-    ) -> tuple[Decoder, Callable[[Sequence[Any]], dict[str, Any]], frozenset[str]]:
+    def _taker(self, schema_id: int) -> tuple[Decoder, Callable[[Sequence[Any]], dict[str, Any]], frozenset[str]]:
         found = self._takers.get(schema_id)
         decoder = self.schemas.decoder(schema_id)
         if found is None or found[0] is not decoder:
@@ -122,9 +120,12 @@ def _taker(
     there = [name for name in names if name in held]
     places, absent = [held.index(name) for name in there], frozenset(names) - frozenset(held)
     if absent:
-        return lambda values: dict.fromkeys(names) | {
-            name: values[place] for name, place in zip(there, places, strict=True)
-        }, absent
+        return (
+            lambda values: (
+                dict.fromkeys(names) | {name: values[place] for name, place in zip(there, places, strict=True)}
+            ),
+            absent,
+        )
     if len(there) == 1:
         return lambda values: {names[0]: values[places[0]]}, absent
     pick = itemgetter(*places) if there else tuple
@@ -204,20 +205,21 @@ class FeatureBatch(Sequence[FeatureVector]):
         live = heads["flags"] & TOMBSTONE == 0
         old = live & (heads["event_us"] <= self.oldest_us)
         statuses[places[old]] = EXPIRED
-        shapes = heads["schema"].astype(np.int64) << 1 | heads["flags"] & HAS_NULLS == HAS_NULLS
+        shapes = heads["schema"].astype(np.int64) * 2 + (heads["flags"] & HAS_NULLS != 0)
         for shape in np.unique(shapes[live & ~old]).tolist():
             chosen = np.flatnonzero(live & ~old & (shapes == shape))
-            decoder = self.selection.schemas.decoder(shape >> 1)
+            decoder = self.selection.schemas.decoder(shape // 2)
             names = [name for name in self.names if name in decoder.features]
             columns = np.array([self.names.index(name) for name in names], dtype=np.intp)
-            numbers, nulls = decoder.numbers([there[row] for row in chosen], names, nulls=bool(shape & 1))
+            numbers, nulls = decoder.numbers([there[row] for row in chosen], names, nulls=bool(shape % 2))
             numbers[nulls] = np.nan
             block = np.ix_(places[chosen], columns)
             values[block], statuses[block] = numbers, np.where(nulls, NULL, PRESENT)
 
     def to_arrow(self) -> pa.RecordBatch:
         """A column for each feature in its exact type, null where there is no value; and of each vector ``__status``, ``__statuses``
-        (uint8 for each feature, places in `STATUSES`), ``__event_timestamp`` and ``__table_version``."""
+        (uint8 for each feature, places in `STATUSES`), ``__event_timestamp`` and ``__table_version``.
+        """
         vectors = list(self)
         columns = _columns(self.selection.kinds, vectors)
         columns["__statuses"] = _statuses(vectors, len(self.names))
@@ -227,7 +229,8 @@ class FeatureBatch(Sequence[FeatureVector]):
 @dataclass(frozen=True)
 class ServiceBatch(Sequence[ServiceVector]):
     """The vectors of a feature service for some sets of entities. ``parts``: of each view its vectors, all of one length; ``names``: of
-    each part what its features are called here."""
+    each part what its features are called here.
+    """
 
     parts: tuple[FeatureBatch, ...]
     names: tuple[tuple[str, ...], ...]
@@ -280,7 +283,9 @@ class ServiceBatch(Sequence[ServiceVector]):
 
 
 def _columns(kinds: Mapping[str, FeatureType], vectors: Sequence[FeatureVector]) -> dict[str, pa.Array]:
-    return {name: pa.array([vector.features[name] for vector in vectors], _arrow_type(kind)) for name, kind in kinds.items()}
+    return {
+        name: pa.array([vector.features[name] for vector in vectors], _arrow_type(kind)) for name, kind in kinds.items()
+    }
 
 
 def _statuses(vectors: Sequence[FeatureVector], width: int) -> pa.Array:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EntityKey", "Lookup", "entity_key_bytes"]
 
-#: One value where the view has one join key, values in the order of the join keys, or values by the names of the join keys.
+#: One value where the view has one join key, values in the order of the join keys, or values by the names of the join keys; or the
+#: entity key as docs/format.md has it, in bytes.
 EntityKey: TypeAlias = Any
 #: What a join key's column can hold; numbers of numpy count as numbers.
 KEY_VALUES = (str, int, np.integer, np.bool_, date)
@@ -27,7 +28,8 @@ KEY_VALUES = (str, int, np.integer, np.bool_, date)
 @dataclass(frozen=True, slots=True)
 class Lookup:
     """Features of some entities of one view. ``feature_names`` None: all. ``max_age``: a vector whose event time is longer ago is
-    expired, None: only the view's ttl counts."""
+    expired, None: only the view's ttl counts.
+    """
 
     view: str
     entity_keys: Sequence[EntityKey]
@@ -36,7 +38,9 @@ class Lookup:
 
 
 def entity_key_bytes(view: FeatureView, key: EntityKey) -> bytes:
-    """The entity key that *key* means in *view*. Raises ValueError, without the key's values, for what cannot be one."""
+    """The entity key that *key* means in *view*; bytes are one. Raises ValueError, without the key's values, for what cannot be one."""
+    if isinstance(key, bytes):
+        return key
     if isinstance(key, str | int):
         parts: Sequence[Any] = (key,)
     elif isinstance(key, Mapping):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from materialize.model import MICROSECOND, from_us
 from materialize.order import GENERATION
 
@@ -12,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    import numpy as np
     import numpy.typing as npt
 
 __all__ = ["STATUSES", "FeatureMatrix", "FeatureVector", "ServiceVector", "Status"]
@@ -103,5 +104,6 @@ class FeatureMatrix:
     @property
     def mask(self) -> npt.NDArray[np.bool_]:
         """Bool, shape (n, k): True where there is no value, as `numpy.ma` has it. A default is a value."""
-        codes = [STATUSES.index(status) for status in ("present", "default")]
-        return (self.statuses != codes[0]) & (self.statuses != codes[1])
+        there = [STATUSES.index("present"), STATUSES.index("default")]
+        mask: npt.NDArray[np.bool_] = np.isin(self.statuses, there, invert=True)
+        return mask

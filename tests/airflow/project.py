@@ -15,7 +15,7 @@ from materialize.config import load
 from materialize.model import Watermark
 from materialize.online import open_store
 from materialize.pipeline import Run, incremental
-from materialize.serving import FeatureReader, FeatureVector
+from materialize.serving import FeatureVector, OnlineFeatures
 from materialize.watermark import read as read_watermark
 
 __all__ = ["START", "Project"]
@@ -93,10 +93,8 @@ class Project:
         write_deltalake(str(self.root / view), row.to_arrow(), mode="append")
 
     def vector(self, view: str, user: int, store: str = "default") -> FeatureVector:
-        config = load(self.root / "config")
-        with open_store(config.online_store(store)) as online:
-            reader = FeatureReader(config.feature_view(view), online)
-            return reader.lookup([str(user).encode()], now=datetime.now(timezone.utc))[0]
+        with OnlineFeatures.connect(self.root / "config", store) as features:
+            return features.read_features(view, user)
 
     def amount(self, view: str, user: int) -> float | None:
         """The served amount of a user, None when there is none."""

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from materialize import watermark
 from materialize.config import load
 from materialize.model import Watermark
 from materialize.online import open_store
-from materialize.serving import FeatureReader
+from materialize.serving import OnlineFeatures
 from tests import servers
 from tests.airflow.project import START
 from tests.e2e.stack import AirflowStack
@@ -92,8 +92,8 @@ class World:
         expected = self.expected()
         with open_store(config.online_store("default")) as store:
             stored = sum(len(keys) for keys, _ in store.scan("spending"))
-            reader = FeatureReader(config.feature_view("spending"), store)
-            vectors = reader.lookup([user.encode() for user in expected], now=datetime.now(timezone.utc))
+            reader = OnlineFeatures.over([config.feature_view("spending")], store)
+            vectors = list(reader.batch_read("spending", list(expected)))
         wrong = [
             user
             for (user, row), found in zip(expected.items(), vectors, strict=True)
