@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 if TYPE_CHECKING:
@@ -31,7 +32,13 @@ def _key_text(name: str, dtype: pl.DataType) -> pl.Expr:
 
 def format_key(parts: Sequence[object]) -> bytes:
     """The entity key of one entity, from its join key values in the view's order."""
-    return "|".join(_escaped(str(part).lower() if isinstance(part, bool) else str(part)) for part in parts).encode()
+    return "|".join([_part_text(part) for part in parts]).encode()
+
+
+def _part_text(part: object) -> str:
+    if type(part) is int:
+        return str(part)
+    return _escaped(str(part).lower() if isinstance(part, (bool, np.bool_)) else str(part))
 
 
 def parse_key(text: str, join_keys: Sequence[str]) -> bytes:

@@ -41,20 +41,21 @@ def entity_key_bytes(view: FeatureView, key: EntityKey) -> bytes:
     """The entity key that *key* means in *view*; bytes are one. Raises ValueError, without the key's values, for what cannot be one."""
     if isinstance(key, bytes):
         return key
-    if isinstance(key, str | int):
-        parts: Sequence[Any] = (key,)
+    parts: Sequence[Any]
+    if isinstance(key, (str, int)):  # a tuple is asked in half the time of a union
+        parts = (key,)
     elif isinstance(key, Mapping):
         if missing := [name for name in view.join_keys if name not in key]:
             raise _unusable(view, f"no {', '.join(map(repr, missing))}")
         parts = [key[name] for name in view.join_keys]
     else:
-        parts = key if isinstance(key, tuple | list) else (key,)
+        parts = key if isinstance(key, (tuple, list)) else (key,)
     if len(parts) != len(view.join_keys):
         raise _unusable(view, f"{len(parts)} value(s)")
     for part in parts:
         if not isinstance(part, KEY_VALUES) or isinstance(part, datetime):
             raise _unusable(view, f"a {type(part).__name__}")
-    return format_key([bool(part) if isinstance(part, np.bool_) else part for part in parts])
+    return format_key(parts)
 
 
 def _unusable(view: FeatureView, found: str) -> ValueError:
