@@ -78,8 +78,11 @@ def run_stage(stage: str, work: Path, sizes: dict[str, int]) -> dict[str, Any]:
     return figures
 
 
-def measure(server: Server, sizes: dict[str, int]) -> dict[str, Any]:
-    """Load a generated file into the empty *server* and check a sample. Exits when a value is wrong or missing."""
+def measure(server: Server, sizes: dict[str, int], *, reads: int = 0) -> dict[str, Any]:
+    """Load a generated file into the empty *server* and check a sample. Exits when a value is wrong or missing.
+
+    With *reads*, ``waits`` are the seconds of each of so many reads of one entity, and of a twentieth as many of a hundred.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-feast-") as folder:
         work = Path(folder)
         pull_latest = "true" if sizes["rows_per_entity"] > 1 else "false"
@@ -91,9 +94,10 @@ def measure(server: Server, sizes: dict[str, int]) -> dict[str, Any]:
         figures = run_stage("materialize", work, sizes)
         bytes_per_entity = {name: (used - memory[name]) / sizes["entities"] for name, used in server.memory().items()}
         check = run_stage("verify", work, sizes)
+        waits = run_stage("read", work, {**sizes, "reads": reads}) if reads else {}
     if check["wrong"]:
         raise SystemExit(f"Feast: {check['wrong']} of {check['checked']} sampled entities are missing or wrong")
-    return {"feast": FEAST, **sizes, **figures, **check, "bytes_per_entity": bytes_per_entity}
+    return {"feast": FEAST, **sizes, **figures, **check, "bytes_per_entity": bytes_per_entity, "waits": waits}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """One stage of the Feast measurement, run by Feast's own Python: settings in, a JSON line with figures out.
 
-`feast_materialize.py` runs the stages ``source``, ``apply``, ``materialize`` and ``verify``, each as a process of its
+`feast_materialize.py` runs the stages ``source``, ``apply``, ``materialize``, ``verify`` and ``read``, each as a process of its
 own, so that one stage's memory and caches do not help or burden the next.
 """
 
@@ -29,6 +29,8 @@ SEED = 20250301
 SAMPLED = 1_000
 #: Entities per read of the check.
 READ_SIZE = 250
+#: Entities of a timed batch; single reads for each of them; reads before the first that counts.
+BATCH, BATCH_SHARE, WARM = 100, 20, 20
 
 
 def feature_names(settings: argparse.Namespace) -> list[str]:
@@ -103,7 +105,24 @@ def verify(settings: argparse.Namespace) -> dict[str, Any]:
     return {"checked": len(sample), "wrong": wrong}
 
 
-STAGES = {"source": source, "apply": apply, "materialize": materialize, "verify": verify}
+def read(settings: argparse.Namespace) -> dict[str, Any]:
+    """Time reads of all features of one entity, and of a hundred, by the SDK in this process: every wait in seconds."""
+    store = FeatureStore(repo_path=str(settings.work))
+    features = [f"{VIEW}:{name}" for name in feature_names(settings)]
+    rng = np.random.default_rng(2)
+    waits: dict[str, list[float]] = {}
+    for size, reads in ((1, settings.reads), (BATCH, max(settings.reads // BATCH_SHARE, 1))):
+        waits[str(size)] = []
+        for _ in range(WARM + reads):
+            rows = [{"user_id": int(key)} for key in rng.integers(0, settings.entities, size)]
+            begin = time.perf_counter()
+            store.get_online_features(features=features, entity_rows=rows).to_dict()
+            waits[str(size)].append(time.perf_counter() - begin)
+        del waits[str(size)][:WARM]
+    return waits
+
+
+STAGES = {"source": source, "apply": apply, "materialize": materialize, "verify": verify, "read": read}
 
 
 def main() -> None:
@@ -114,6 +133,7 @@ def main() -> None:
     parser.add_argument("--entities", type=int, required=True)
     parser.add_argument("--rows-per-entity", type=int, required=True)
     parser.add_argument("--features", type=int, required=True)
+    parser.add_argument("--reads", type=int, default=0)
     settings = parser.parse_args()
     print(json.dumps(STAGES[settings.stage](settings)))
 

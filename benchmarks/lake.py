@@ -17,7 +17,17 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-__all__ = ["DAY", "FIRST_DAY", "FIRST_DAY_VERSION", "HOURS", "SEED", "Lake", "hide_second_day", "show_second_day"]
+__all__ = [
+    "DAY",
+    "FIRST_DAY",
+    "FIRST_DAY_VERSION",
+    "HOURS",
+    "SEED",
+    "VIEW",
+    "Lake",
+    "hide_second_day",
+    "show_second_day",
+]
 
 FIRST_DAY = datetime(2025, 3, 1, tzinfo=timezone.utc)
 DAY = timedelta(days=1)
@@ -25,6 +35,7 @@ HOURS = 24
 #: The version of the table at the end of the first day.
 FIRST_DAY_VERSION = HOURS - 1
 SEED = 20250301
+VIEW = "bench_user_features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,14 @@ class Lake:
     def feature_names(self) -> list[str]:
         """The feature columns in order."""
         return [f"feature_{i:02d}" for i in range(self.features)]
+
+    def write_config(self, folder: Path, url: str, pace: str = "5ms") -> None:
+        """Write a config folder of the view `VIEW` over the table and the store at *url*."""
+        view = [f"source: {self.table}", "join_keys: [user_id]", "event_timestamp: event_timestamp", "features:"]
+        view += [f"  {name}: float64" for name in self.feature_names]
+        (folder / "feature_views").mkdir(parents=True)
+        (folder / "feature_views" / f"{VIEW}.yaml").write_text("\n".join(view) + "\n")
+        (folder / "online_stores.yaml").write_text(f'default: {{url: "{url}", pace: {pace}}}\n')
 
     @property
     def done(self) -> bool:

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,14 +36,11 @@ if TYPE_CHECKING:
     from servers import Server
 
 HERE = Path(__file__).parent
-VIEW = "bench_user_features"
 #: Microseconds; the claim is that no command blocks for longer. Entries that SLOWLOG keeps.
 SLOW_US, KEPT = 2_000, 100_000
 #: Seconds between two reads, and of reading an idle server.
 EVERY, IDLE = 0.002, 5.0
 QUANTILES = (0.5, 0.99, 0.999)
-#: What this process may use, before `apart` gives some of it to a server; a later server must not inherit what is left.
-CORES = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
 
 
 def read(port: int, key: str) -> None:
@@ -88,31 +85,18 @@ def reader(server: Server, key: str) -> Iterator[dict[str, float]]:
             process.terminate()
 
 
-def apart(server: Server) -> bool:
-    """Give the server a core of its own, where that is possible."""
-    if len(CORES) < 2:
-        return False
-    first = min(CORES)
-    pid = server.client.info("server")["process_id"]
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(ProcessLookupError):
-            os.sched_setaffinity(int(thread.name), {first})
-    os.sched_setaffinity(0, CORES - {first})
-    return True
-
-
 def load(server: Server, table: lake.Lake, pace: str) -> dict[str, Any]:
     """One first load by the command line. Returns its report, with the reader's figures and what SLOWLOG has."""
     client = server.client
     client.config_set("slowlog-log-slower-than", SLOW_US)
     client.config_set("slowlog-max-len", KEPT)
-    with tempfile.TemporaryDirectory(prefix="bench-config-") as folder, reader(server, f"fs:{VIEW}:{{1}}") as felt:
-        write_config(Path(folder), table, server, pace)
+    with tempfile.TemporaryDirectory(prefix="bench-config-") as folder, reader(server, f"fs:{lake.VIEW}:{{1}}") as felt:
+        table.write_config(Path(folder), server.url, pace)
         client.slowlog_reset()
         command = [
             str(Path(sys.executable).with_name("materialize")),
             "incremental",
-            VIEW,
+            lake.VIEW,
             "--config",
             folder,
             "--json",
@@ -135,18 +119,10 @@ def load(server: Server, table: lake.Lake, pace: str) -> dict[str, Any]:
     return {"report": report, "felt": felt, "blocks": len(blocks), "longest_ms": max(blocks, default=0) / 1e3}
 
 
-def write_config(folder: Path, table: lake.Lake, server: Server, pace: str) -> None:
-    view = [f"source: {table.table}", "join_keys: [user_id]", "event_timestamp: event_timestamp", "features:"]
-    view += [f"  {name}: float64" for name in table.feature_names]
-    (folder / "feature_views").mkdir(parents=True)
-    (folder / "feature_views" / f"{VIEW}.yaml").write_text("\n".join(view) + "\n")
-    (folder / "online_stores.yaml").write_text(f'default: {{url: "{server.url}", pace: {pace}}}\n')
-
-
 def idle(kind: str) -> dict[str, float]:
     with servers.running_server(kind) as server:
-        apart(server)
-        with reader(server, f"fs:{VIEW}:{{1}}") as felt:
+        servers.apart(server)
+        with reader(server, f"fs:{lake.VIEW}:{{1}}") as felt:
             time.sleep(IDLE)
             felt["seconds"] = IDLE
     return felt
@@ -159,7 +135,7 @@ def lines(kind: str, table: lake.Lake, paces: list[str]) -> Iterator[str]:
     for pace in paces:
         with servers.running_server(kind) as server:
             name = server.name
-            apart(server)
+            servers.apart(server)
             done = load(server, table, pace)
         felt, report = done["felt"], done["report"]
         probe = report["probe"].get("during", {})
@@ -190,7 +166,7 @@ def main() -> None:
         return
     with servers.running_server(arguments.servers[0]) as server:
         setting = environment(server.name)
-        alone = apart(server)
+        alone = servers.apart(server)
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         work = arguments.work or Path(made)
         sizes = {"entities": arguments.entities, "rows_per_entity": 1, "features": arguments.features}

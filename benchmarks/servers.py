@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import re
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ SCAN_KEYS = 2_000
 SEND_BYTES = 2**20
 #: Seconds a server may take to answer its first PING.
 START_SECONDS = 20.0
+#: What this process may use, before `apart` gives some of it to a server; a later server must not inherit what is left.
+CORES = os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else set()
 
 
 def server_binary(kind: str) -> str:
@@ -106,6 +109,19 @@ def running_server(kind: str) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait()
+
+
+def apart(server: Server) -> bool:
+    """Give the server a core of its own, where that is possible."""
+    if len(CORES) < 2:
+        return False
+    first = min(CORES)
+    pid = server.client.info("server")["process_id"]
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), {first})
+    os.sched_setaffinity(0, CORES - {first})
+    return True
 
 
 def write_ready_bytes(server: Server, pattern: str, path: Path, *, seed: int) -> int:

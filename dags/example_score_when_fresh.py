@@ -9,8 +9,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, get_current_context, task
 
 from materialize.airflow.sensors import FreshnessSensor
-from materialize.airflow.tasks import config_dir, connection, utcnow
-from materialize.config import load
+from materialize.airflow.tasks import config_dir, connection
 
 DOC = """\
 Trigger it with the entity keys of some payments. It waits until `user_spending_stats` and `merchant_risk` are fresh in the store
@@ -19,11 +18,9 @@ Trigger it with the entity keys of some payments. It waits until `user_spending_
 To score each time when features change instead, give the DAG `schedule=[asset("merchant_risk", "default")]`
 (`materialize.airflow.tasks.asset`), and keep the sensors for the views that the schedule does not name.
 """
-#: What a feature counts for; a feature that is null or whose entity is not online counts 0.
-WEIGHTS = {
-    "user_spending_stats": {"total_spend_7d": 0.001, "transaction_count_30d": -0.01},
-    "merchant_risk": {"risk_score": 2.0, "chargeback_rate_90d": 5.0},
-}
+#: What a feature of the service ``payment_risk`` (config/feature_services.yaml) counts for; one without a value counts 0.
+WEIGHTS = {"total_spend_7d": 0.001, "user_transactions_30d": -0.01, "risk_score": 2.0, "chargeback_rate_90d": 5.0}
+VIEWS = ("user_spending_stats", "merchant_risk")
 PAYMENTS = [
     {"user_id": "1", "merchant_id": "1", "country": "DE"},
     {"user_id": "2", "merchant_id": "1", "country": "FR"},
@@ -32,20 +29,11 @@ PAYMENTS = [
 
 def score(payments: list[dict[str, str]]) -> list[float]:
     """The score of each payment, out of the features that are online now."""
-    from materialize.entity_key import format_key
-    from materialize.online import open_store
-    from materialize.serving import FeatureReader
+    from materialize.serving import OnlineFeatures
 
-    config = load(config_dir(Path(__file__).parent), connections=connection)
-    scores = [0.0] * len(payments)
-    with open_store(config.online_store("default")) as online:
-        for name, weights in WEIGHTS.items():
-            view = config.feature_view(name)
-            keys = [format_key([payment[key] for key in view.join_keys]) for payment in payments]
-            vectors = FeatureReader(view, online).lookup(keys, now=utcnow(), features=list(weights))
-            for row, vector in enumerate(vectors):
-                scores[row] += sum(weights[feature] * (value or 0) for feature, value in vector.features.items())
-    return scores
+    with OnlineFeatures.connect(config_dir(Path(__file__).parent), connections=connection) as online:
+        vectors = online.batch_read_service("payment_risk", payments).to_dicts()
+    return [sum(weight * (features[name] or 0) for name, weight in WEIGHTS.items()) for features in vectors]
 
 
 with DAG(
@@ -69,6 +57,6 @@ with DAG(
 
     fresh = [
         FreshnessSensor(task_id=f"{view}_is_fresh", view=view, within=timedelta(hours=2), timeout=timedelta(hours=1))
-        for view in WEIGHTS
+        for view in VIEWS
     ]
     fresh >> score_payments()

@@ -285,14 +285,14 @@ class Readers:
     def amount(self, user: int) -> str:
         """The served average amount of a user, as text."""
         (vector,) = self.vectors(USERS, [str(user)])
-        return str(vector.features.get("avg_transaction_amount", vector.status))
+        return str(vector["avg_transaction_amount"] if vector.status == "present" else vector.status)
 
     def vectors(self, view: str, entities: list[str]) -> list[FeatureVector]:
-        from materialize.serving import FeatureReader
+        from materialize.serving import OnlineFeatures
 
-        with self.store() as store:
-            reader = FeatureReader(self.config.feature_view(view), store)
-            return reader.lookup([entity.encode() for entity in entities], now=datetime.now(timezone.utc))
+        with OnlineFeatures.connect(ROOT / "config") as features:
+            # an entity key as the format has it: of a merchant it has two parts
+            return list(features.batch_read(view, [entity.encode() for entity in entities]))
 
     def everything(self, lake: Lake) -> dict[str, dict[str, FeatureVector]]:
         """The feature vector of every entity in the lake."""

@@ -15,7 +15,7 @@ from materialize import watermark
 from materialize.decoder import FORMAT_VERSION, HAS_NULLS, Decoder, Header, headers
 from materialize.errors import OnlineStoreError
 from materialize.online.base import HEADER, TOMBSTONE
-from materialize.serving.vectors import STATUSES, FeatureMatrix, FeatureVector, ServiceVector
+from materialize.serving.vectors import STATUSES, FeatureMatrix, FeatureVector, ServiceVector, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +31,7 @@ PRESENT, NULL, MISSING, EXPIRED, DEFAULT = range(len(STATUSES))
 NUMBERS = ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64")
 #: Bytes of the schema id in a record.
 SCHEMA_ID = slice(2, 4)
+NO_TIMES, NOTHING = (None, None, None), frozenset[str]()
 STATUS_TYPE = pa.dictionary(pa.int8(), pa.string())
 TIME_TYPE = pa.timestamp("us", tz="UTC")
 
@@ -84,18 +85,29 @@ class Selection:
 
     def vector(self, record: bytes | None, read_us: int, oldest_us: int) -> FeatureVector:
         """What *record* says at *read_us*; expired when its event time is at or before *oldest_us*. Raises OnlineStoreError when damaged."""
+        status, features, times, absent = self._read(record, oldest_us)
+        return FeatureVector(status, features, read_us, *times, absent)
+
+    def features(self, record: bytes | None, oldest_us: int) -> dict[str, Any]:
+        """The features of that vector."""
+        return self._read(record, oldest_us)[1]
+
+    def _read(
+        self, record: bytes | None, oldest_us: int
+    ) -> tuple[Status, dict[str, Any], tuple[int | None, int | None, int | None], frozenset[str]]:
+        """The status of a record, its features, its order fields as `FeatureVector` has them, and the names that it lacks."""
         if record is None:
-            return FeatureVector("missing", self.none.copy(), read_us)
+            return "missing", self.none.copy(), NO_TIMES, NOTHING
         if len(record) < HEADER.size or record[0] != FORMAT_VERSION:
             Header.unpack(record)  # raises, with what was found
         _, flags, schema_id, event_us, created_us, version, _ = HEADER.unpack_from(record)
         if flags & TOMBSTONE:
-            return FeatureVector("missing", self.none.copy(), read_us)
+            return "missing", self.none.copy(), NO_TIMES, NOTHING
+        times = (event_us, created_us, version)
         if event_us <= oldest_us:
-            return FeatureVector("expired", self.none.copy(), read_us, event_us, created_us, version)
+            return "expired", self.none.copy(), times, NOTHING
         taker = self._takers.get(schema_id) or self._new_taker(schema_id)
-        features = taker.take(taker.decoder.values(record))
-        return FeatureVector("present", features, read_us, event_us, created_us, version, taker.absent)
+        return "present", taker.take(taker.decoder.values(record)), times, taker.absent
 
     def _new_taker(self, schema_id: int) -> Taker:
         # What a schema id means never changes (materialize.watermark.register_schema), so it is kept.
@@ -184,7 +196,10 @@ class FeatureBatch(Sequence[FeatureVector]):
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """The features of each entity: name -> value, None where there is none."""
-        return [vector.features for vector in self]
+        if self.fallback is not None:
+            return [vector.features for vector in self]
+        features, oldest_us = self.selection.features, self.oldest_us
+        return [features(record, oldest_us) for record in self.records]
 
     def to_numpy(self) -> FeatureMatrix:
         """All features as float64. Raises ValueError where one is of a type that float64 does not hold exactly."""
@@ -215,7 +230,7 @@ class FeatureBatch(Sequence[FeatureVector]):
             names = [name for name in self.names if name in decoder.features]
             numbers, nulls = decoder.numbers([there[row] for row in chosen], names, nulls=bool(shape % 2))
             numbers[nulls] = np.nan
-            block: Any = np.ix_(places[chosen], [self.names.index(name) for name in names])
+            block: Any = np.ix_(places[chosen], np.array([self.names.index(name) for name in names], dtype=np.intp))
             if len(chosen) == len(self.records) and len(names) == len(self.names):
                 block = np.s_[:, :]  # all of it, in a tenth of the time
             values[block], statuses[block] = numbers, np.where(nulls, np.uint8(NULL), np.uint8(PRESENT))

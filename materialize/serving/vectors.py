@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ class FeatureVector:
 
     status: Status
     features: dict[str, Any]
-    read_us: int
+    read_us: int = field(compare=False)
     event_us: int | None = None
     created_us: int | None = None
     version: int | None = None
