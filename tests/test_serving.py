@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +17,11 @@ import pyarrow as pa
 import pytest
 
 from materialize import codec, watermark
+from materialize.config import load
 from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
 from materialize.feature_service import FeatureService
 from materialize.model import FeatureType, FeatureView, from_us, to_us
+from materialize.online import open_store
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
 from materialize.order import stamp
@@ -31,7 +36,6 @@ from tests.tables import NOW as FAR, Table, row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from materialize.online.base import OnlineStore
 
@@ -56,10 +60,14 @@ EVERY_TYPE = {
 }
 
 #: Columns of the types with one name.
-COLUMNS: dict[str, Any] = {kind: column for kind, column, _ in EVERY_TYPE.values() if kind.isalnum()} | {
-    "int32": pl.Int32,
-    "uint16": pl.UInt16,
-}
+COLUMNS: dict[str, Any] = (
+    {"int16": pl.Int16}
+    | {kind: column for kind, column, _ in EVERY_TYPE.values() if kind.isalnum()}
+    | {
+        "int32": pl.Int32,
+        "uint16": pl.UInt16,
+    }
+)
 
 
 def view(
@@ -69,12 +77,18 @@ def view(
     return FeatureView(name, "s", tuple(join_keys), "ts", kinds, ("default",), ttl=ttl)
 
 
+def column(name: str, kind: FeatureType) -> Any:
+    if kind.kind == "list":
+        return pl.List(COLUMNS[kind.item])
+    return COLUMNS.get(kind.kind) or EVERY_TYPE[name][1]
+
+
 def put(store: OnlineStore, of: FeatureView, key: bytes, event: datetime, *values: Any, at: int = 1) -> None:
     schema_id = watermark.register_schema(store, of)
     order = pl.DataFrame({"event_us": [to_us(event)], "created_us": [0], "version": [stamp(1, at)]})
     frame = pl.DataFrame(
         {
-            name: pl.Series([value], dtype=COLUMNS.get(kind.kind, EVERY_TYPE.get(name, (0, None))[1]))
+            name: pl.Series([value], dtype=column(name, kind))
             for (name, kind), value in zip(of.features.items(), values, strict=True)
         }
     )
@@ -519,3 +533,26 @@ def test_times_of_vectors_are_in_utc(store: OnlineStore) -> None:
 
     assert (value, value.tzinfo) == (frame_time, timezone.utc)
     assert from_us(to_us(value)) == value
+
+
+def test_examples_of_the_documentation_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Path(__file__).parents[1]
+    shutil.copytree(repository / "config", tmp_path / "config")
+    monkeypatch.setenv("MATERIALIZE_ONLINE_STORE", f"sqlite:///{tmp_path}/online.db")
+    monkeypatch.chdir(tmp_path)
+    config = load("config")
+    users, shops = config.feature_views["user_spending_stats"], config.feature_views["merchant_risk"]
+    numbers = {"transaction_count_30d": 7, "total_spend_7d": 12.5, "risk_score": 0.25}
+    with open_store(config.online_store("default")) as store:
+        for of, key in ((users, b"42"), (shops, b"9|DE")):
+            put(store, of, key, datetime.now(timezone.utc), *(numbers.get(name) for name in of.features))
+    examples = re.findall(r"```python\n(.*?)```", (repository / "docs" / "serving.md").read_text(), re.DOTALL)
+    first: dict[str, Any] = {}
+
+    for code, names in zip(examples, (first, {}), strict=True):
+        exec(code, names)  # the repository's own documentation
+
+    assert (first["vector"]["total_spend_7d"], first["vector"].statuses["home_country"]) == (12.5, "null")
+    assert first["matrix"].mask.tolist() == [[False], [True]]
+    assert first["payment"]["user_transactions_30d"] == 7
+    assert [vector.status for vector in first["users"]] == ["present", "missing"]
