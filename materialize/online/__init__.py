@@ -9,9 +9,14 @@ from materialize.errors import ConfigError
 if TYPE_CHECKING:
     from materialize.model import OnlineStoreConfig
     from materialize.online.base import OnlineStore
+    from materialize.online.reading import AsyncReader, ReadTerms
     from materialize.online.redis.shared import RedisServers
 
-__all__ = ["open_store"]
+#: Schemes of one server, or of the primary that sentinels name; and of clusters.
+REDIS = frozenset(("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"))
+REDIS_CLUSTER = frozenset(("redis+cluster", "rediss+cluster"))
+
+__all__ = ["open_async_reader", "open_reader", "open_store"]
 
 
 def open_store(config: OnlineStoreConfig) -> OnlineStore:
@@ -25,11 +30,11 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
         from materialize.online.sqlite import SqliteStore
 
         return SqliteStore(config.url)
-    if scheme in {"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"}:
+    if scheme in REDIS:
         from materialize.online.redis import RedisStore
 
         return _paced(RedisStore(config.url), config)
-    if scheme in {"redis+cluster", "rediss+cluster"}:
+    if scheme in REDIS_CLUSTER:
         from materialize.online.redis import RedisClusterStore
 
         return _paced(RedisClusterStore(config.url), config)
@@ -37,7 +42,56 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
         from materialize.online.dynamodb import DynamoDbStore
 
         return DynamoDbStore(config.url, config.tables, config.prices)
-    raise ConfigError(
+    raise _unknown(config)
+
+
+def open_reader(config: OnlineStoreConfig, terms: ReadTerms) -> OnlineStore:
+    """The store that *config* names for a model server, without touching the network: `read`, `read_views` and `read_cell` keep *terms*.
+
+    Raises ConfigError for a scheme that has no store, and for replicas of a store that has none.
+    """
+    scheme = config.url.partition("://")[0]
+    if scheme in REDIS:
+        from materialize.online.redis import RedisStore
+
+        return RedisStore(config.url, terms)
+    if scheme in REDIS_CLUSTER:
+        from materialize.online.redis import RedisClusterStore
+
+        return RedisClusterStore(config.url, terms)
+    if scheme == "dynamodb":
+        from materialize.online.dynamodb import DynamoDbStore
+
+        return DynamoDbStore(config.url, config.tables, config.prices, terms=terms)
+    if scheme not in {"memory", "sqlite"}:
+        raise _unknown(config)
+    if terms.replicas:
+        raise ConfigError(
+            f"online store {config.name!r}: could not read {config.masked_url} from replicas: found the scheme {scheme!r}, "
+            "expected redis+sentinel, rediss+sentinel, redis+cluster, rediss+cluster or dynamodb"
+        )
+    if scheme == "memory":
+        return open_store(config)
+    from materialize.online.sqlite import SqliteStore
+
+    # Opening a file that another process holds waits twice; reads of one that is open never wait for a writer.
+    return SqliteStore(config.url, busy_timeout=terms.deadline / 2)
+
+
+def open_async_reader(config: OnlineStoreConfig, terms: ReadTerms) -> AsyncReader:
+    """As `open_reader`, for the tasks of one event loop: the first one that reads has to run in it."""
+    if config.url.partition("://")[0] in REDIS | REDIS_CLUSTER:
+        from materialize.online.redis.async_reader import AsyncRedisReader
+
+        return AsyncRedisReader(config.url, terms)
+    from materialize.online.reading import ThreadedReader
+
+    return ThreadedReader(open_reader(config, terms), terms.deadline)
+
+
+def _unknown(config: OnlineStoreConfig) -> ConfigError:
+    scheme = config.url.partition("://")[0]
+    return ConfigError(
         f"online store {config.name!r}: could not open {config.masked_url}: found the scheme {scheme!r}, "
         "expected memory, sqlite, redis, rediss, unix, redis+cluster, redis+sentinel or dynamodb. Nothing was read or written."
     )

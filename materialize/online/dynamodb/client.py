@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from materialize.online.dynamodb.address import Address
+    from materialize.online.reading import ReadTerms
 
 __all__ = ["SERVER_ERROR", "THROTTLES", "Client"]
 
@@ -32,6 +33,8 @@ __all__ = ["SERVER_ERROR", "THROTTLES", "Client"]
 THROTTLES = frozenset(("ThrottlingError", "Throttling", "ProvisionedThroughputExceeded", "RequestLimitExceeded"))
 #: Of botocore, for one request: lost connections and errors of the server pass by themselves.
 ATTEMPTS = 4
+#: Requests of a model server at once: one for each thread that reads; more wait.
+READERS = 256
 #: HTTP statuses from here on are the server's own errors.
 SERVER_ERROR = 500
 EXPIRED = frozenset(("ExpiredToken", "RequestExpired"))
@@ -47,11 +50,13 @@ REFUSED = 300
 class Client:
     """One boto3 client, made at its first use, for all threads. ``call`` sends a body that is ready."""
 
-    def __init__(self, address: Address) -> None:
-        self.address = address
+    def __init__(self, address: Address, terms: ReadTerms | None = None) -> None:
+        self.address, self.terms = address, terms
         self._lock = threading.RLock()
         self._made: DynamoDBClient | None = None
-        self._under_way = threading.BoundedSemaphore(address.requests)
+        self.attempts = ATTEMPTS if terms is None else 1
+        self.requests = address.requests if terms is None else max(address.requests, READERS)
+        self._under_way = threading.BoundedSemaphore(self.requests)
         self._requests: dict[str, tuple[Any, dict[str, Any]]] = {}
 
     @property
@@ -117,12 +122,15 @@ class Client:
         return session if address.role_arn is None else _in_role(session, address.role_arn)
 
     def _config(self, *, parameter_validation: bool) -> Config:
+        connect = read = self.address.timeout
+        if self.terms is not None:
+            connect, read = min(self.terms.connect, self.terms.deadline), self.terms.read
         return Config(
             parameter_validation=parameter_validation,
-            connect_timeout=self.address.timeout,
-            read_timeout=self.address.timeout,
-            max_pool_connections=self.address.requests + 2,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            connect_timeout=connect,
+            read_timeout=read,
+            max_pool_connections=self.requests + 2,
+            retries={"mode": "standard", "total_max_attempts": self.attempts},
             # a whole one: botocore else composes its own, twice for each request, in 5 % of the request's time
             user_agent=f"Boto3/{boto3.__version__} Botocore/{botocore.__version__} materialize",
         )
@@ -140,9 +148,10 @@ class Client:
                 f"{what}: {error}. Nothing was written. Give credentials by boto3's own means (environment, profile, role), or an Airflow connection."
             ) from None
         except (driver.HTTPClientError, driver.ConnectionError) as error:
-            raise UnavailableError(
-                f"{what}: {error} ({ATTEMPTS} attempts of at most {self.address.timeout:g} s each)"
-            ) from None
+            waited = f"{ATTEMPTS} attempts of at most {self.address.timeout:g} s each"
+            if self.terms is not None:
+                waited = f"waited at most {self.terms.deadline:g} s"
+            raise UnavailableError(f"{what}: {error} ({waited})") from None
         except driver.BotoCoreError as error:
             raise OnlineStoreError(f"{what}: {error}. Running again is harmless.") from None
 

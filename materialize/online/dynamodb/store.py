@@ -10,7 +10,7 @@ import random
 import re
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, TimeoutError as FutureTimeout
 from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import chain
@@ -26,6 +26,7 @@ from materialize.online.dynamodb.address import Address
 from materialize.online.dynamodb.bulk import BulkFiles
 from materialize.online.dynamodb.client import Client
 from materialize.online.dynamodb.cost import estimate
+from materialize.online.dynamodb.deadline import Deadline
 from materialize.online.dynamodb.items import CELL, KEY, MAX_VALUE_BYTES, ORDER, RECORD, VIEW, cell_key, record_of
 from materialize.online.dynamodb.load import READS, Load, Rule
 from materialize.online.dynamodb.pace import Pace
@@ -36,16 +37,23 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Mode, Prices, Retention
     from materialize.online.base import Outcomes
+    from materialize.online.reading import ReadTerms
 
 __all__ = ["DynamoDbStore"]
 
 #: Seconds of the first pause before keys are asked for again; doubles with each, with full jitter, up to the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 2.0
+#: Threads of a model server for reads of more keys than one request takes, and the seconds that one may be late.
+READING_THREADS, GRACE = 32, 0.02
 NO_SETTINGS = TableSettings()
 
 
 class DynamoDbStore(OnlineStore):
-    """*url*: see `materialize.online.dynamodb.address`. *settings*: of the tables that `setup` makes; no run makes one."""
+    """*url*: see `materialize.online.dynamodb.address`. *settings*: of the tables that `setup` makes; no run makes one.
+
+    *terms*: for a model server; ``replicas`` reads eventually consistently, at half the price, whatever the URL says. The first call makes
+    boto3's client, half a second of work that does not count.
+    """
 
     #: The next batch is encoded while one is sent; how many requests of it are under way at once is for `sending` to say.
     parallel_writes = 1
@@ -57,13 +65,16 @@ class DynamoDbStore(OnlineStore):
         settings: TableSettings = NO_SETTINGS,
         prices: Prices | None = None,
         *,
+        terms: ReadTerms | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.terms = terms
         self.address, self.settings, self.prices = Address.parse(url), settings, prices
         self.clock, self.sleep = clock, sleep
         self.location = self.address.location
-        self.client = Client(self.address)
+        self.client = Client(self.address, terms)
+        self.consistent = self.address.consistent and not (terms and terms.replicas)
         self.keys = (KEY, VIEW) if self.address.shared else (KEY,)
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -110,8 +121,9 @@ class DynamoDbStore(OnlineStore):
         subject = f"read {sum(map(len, wanted.values())):,} entities of {', '.join(keys)} from"
         chunks = list(_chunks(wanted, READS))
         with self.client.translated(subject, next(iter(keys), "")):
-            get = partial(self._get, attributes=(*ORDER, RECORD), consistent=self.address.consistent)
-            parts = list(self._executor().map(get, chunks)) if len(chunks) > 1 else [get(chunk) for chunk in chunks]
+            deadline = self._deadline()
+            get = partial(self._get, attributes=(*ORDER, RECORD), consistent=self.consistent, deadline=deadline)
+            parts = self._together(get, chunks, deadline) if len(chunks) > 1 else [get(chunk) for chunk in chunks]
         found = {
             (view, key): record_of(item)
             for part in parts
@@ -120,8 +132,30 @@ class DynamoDbStore(OnlineStore):
         }
         return {view: [found.get((view, key.decode())) for key in some] for view, some in keys.items()}
 
+    def _deadline(self) -> Deadline | None:
+        """That of a call which begins now, if it has one."""
+        if self.terms is None:
+            return None
+        _ = self.client.api  # made by the first call
+        return Deadline(self.terms.deadline)
+
+    def _together(
+        self, get: Callable[[Any], dict[str, Any]], chunks: Sequence[Any], deadline: Deadline | None
+    ) -> list[dict[str, Any]]:
+        try:
+            return list(self._executor().map(get, chunks, timeout=None if deadline is None else deadline.left + GRACE))
+        except FutureTimeout:
+            raise UnavailableError(
+                f"could not read {len(chunks)} times {READS} entities from {self.location}: no answer in time. Nothing was returned."
+            ) from None
+
     def _get(
-        self, keys: Mapping[str, Sequence[str]], attributes: Sequence[str], *, consistent: bool
+        self,
+        keys: Mapping[str, Sequence[str]],
+        attributes: Sequence[str],
+        *,
+        consistent: bool,
+        deadline: Deadline | None = None,
     ) -> dict[str, dict[str, Any]]:
         """The items of at most `READS` different keys, by view and key; what is not processed is asked for until it is."""
         found: dict[str, dict[str, Any]] = {view: {} for view in keys}
@@ -132,8 +166,10 @@ class DynamoDbStore(OnlineStore):
             request = left.setdefault(self.address.table(view), {"Keys": [], **shape})
             request["Keys"] += [self._item_key(view, key) for key in some]
         since, pause = self.clock(), FIRST_PAUSE
+        patience = PATIENCE if deadline is None else deadline.left
         while any(request["Keys"] for request in left.values()):
-            answer = self.client.call("batch_get_item", json.dumps({"RequestItems": left}).encode())
+            send = partial(self.client.call, "batch_get_item", json.dumps({"RequestItems": left}).encode())
+            answer = send() if deadline is None else deadline.keep(send)
             for table, items in answer["Responses"].items():
                 for item in items:
                     view = item[VIEW]["S"] if self.address.shared else views[table]
@@ -141,11 +177,12 @@ class DynamoDbStore(OnlineStore):
             left = answer.get("UnprocessedKeys") or {}
             if not left:
                 break
-            if self.clock() - since > PATIENCE:
+            if self.clock() - since > patience:
                 raise UnavailableError(
-                    f"could not read from {self.location}: keys were left unprocessed for {PATIENCE:.0f} s. Nothing was returned."
+                    f"could not read from {self.location}: keys were left unprocessed for {patience:.2g} s. Nothing was returned."
                 )
-            self.sleep(pause * random.random())  # noqa: S311 - jitter
+            waiting = pause * random.random()  # noqa: S311 - jitter
+            self.sleep(waiting if deadline is None else min(waiting, deadline.left))
             pause = min(2 * pause, LONGEST_PAUSE)
         return found
 
@@ -172,9 +209,14 @@ class DynamoDbStore(OnlineStore):
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         with self.client.translated(f"read the {name} of feature view {view!r} from", view):
-            found: Any = self.client.api.get_item(
-                TableName=self.address.table(view), Key=self._item_key(view, cell_key(name)), ConsistentRead=True
+            get: Callable[[], Any] = partial(
+                self.client.api.get_item,
+                TableName=self.address.table(view),
+                Key=self._item_key(view, cell_key(name)),
+                ConsistentRead=True,
             )
+            deadline = self._deadline()
+            found = get() if deadline is None else deadline.keep(get)
         return bytes(found["Item"][RECORD]["B"]) if "Item" in found else None
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
@@ -243,7 +285,10 @@ class DynamoDbStore(OnlineStore):
     def _executor(self) -> ThreadPoolExecutor:
         with self._lock:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.address.requests, thread_name_prefix="materialize-dynamodb")
+                self._pool = ThreadPoolExecutor(
+                    self.address.requests if self.terms is None else READING_THREADS,
+                    thread_name_prefix="materialize-dynamodb",
+                )
             return self._pool
 
 

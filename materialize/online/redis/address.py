@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
@@ -81,7 +81,7 @@ def parse(url: str) -> Address:
     query = {name: value for name, value in query.items() if ALWAYS.get(name) != value.lower()}
     names = (*DEFAULTS, *TLS_FILES, *SENTINEL_OPTIONS, *(name for name, *_ in FURTHER))
     ours = DEFAULTS | {name: query.pop(name) for name in names if name in query}
-    location = mask_credentials(urlunsplit(parts._replace(query=urlencode(query))))
+    location = mask_credentials(_url(parts.scheme, parts.netloc, parts.path, query))
     subject = f"online store {location}"
     _check(subject, kind, ours, query, secure=scheme == "rediss")
     account, at, places = parts.netloc.rpartition("@")
@@ -91,7 +91,7 @@ def parse(url: str) -> Address:
             f"{subject}: expected {parts.scheme}://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...], found no host or a database"
         )
     first = places.partition(",")[0]
-    address = urlunsplit(parts._replace(scheme=scheme, netloc=account + at + first, query=urlencode(query)))
+    address = _url(scheme, account + at + first, parts.path, query)
     try:
         driver: dict[str, Any] = parse_url(address)  # type: ignore[no-untyped-call]
     except ValueError as error:
@@ -152,6 +152,11 @@ def _check(subject: str, kind: str, ours: dict[str, str], query: dict[str, str],
         )
     if (kind == "sentinel") != bool(ours.get("service")):
         raise ConfigError(f"{subject}: expected ?service=NAME with a +sentinel scheme, and only there")
+
+
+def _url(scheme: str, netloc: str, path: str, query: dict[str, str]) -> str:
+    """As urlunsplit, which leaves out the two strokes of unix:///path."""
+    return f"{scheme}://{netloc}{path}{'?' * bool(query)}{urlencode(query)}"
 
 
 def _host(subject: str, place: str, port: int) -> tuple[str, int]:

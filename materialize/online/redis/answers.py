@@ -80,13 +80,21 @@ class Patience:
 
     def wait(self) -> bool:
         """Wait a while, longer each time; whether there was time left for it."""
+        pause = self.pause()
+        if pause is None:
+            return False
+        self.sleep(pause)
+        return True
+
+    def pause(self) -> float | None:
+        """How many seconds to wait now, longer each time, for who waits in another way; None when no time is left."""
         left = self.until - self.clock()
         if left <= 0:
-            return False
-        self.sleep(min(self.draw(self.longest / 2, self.longest), left))
+            return None
+        pause = min(self.draw(self.longest / 2, self.longest), left)
         self.longest = min(2 * self.longest, LONGEST_WAIT)
         self.waits += 1
-        return True
+        return pause
 
 
 @contextmanager

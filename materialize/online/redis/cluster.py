@@ -22,6 +22,7 @@ from materialize.online.redis.shared import CURSORS, RedisServers, scanned
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
 from materialize.online.redis.store import Columns, framed
 from materialize.online.redis.topology import ClusterServers
+from materialize.online.redis.wire import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from materialize.model import Retention
     from materialize.online.base import EncodedBatch, Outcomes
     from materialize.online.pace import Probe
+    from materialize.online.reading import ReadTerms
     from materialize.online.redis.topology import Node, Topology
 
 __all__ = ["RedisClusterStore"]
@@ -60,8 +62,8 @@ class RedisClusterStore(RedisServers):
     parallel_writes = 2
     taken_over = True
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, terms: ReadTerms | None = None) -> None:
+        super().__init__(url, terms)
         self.servers = ClusterServers(self.address)
         text = b"#!lua flags=allow-cross-slot-keys\n" + lua("write").encode()
         self._load, self._script = command(b"SCRIPT", b"LOAD", text), bulk(sha1(text).hexdigest().encode())  # noqa: S324 - its name
@@ -216,24 +218,7 @@ class RedisClusterStore(RedisServers):
                 if not passes(error, lost=False) or not patience.wait():
                     raise
 
-    # --- reading ---
-
-    def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        return self.read_views({view: keys})[view]
-
-    def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
-        names = [self._key(view, key) for view, some in keys.items() for key in some]
-        views = ", ".join(map(repr, keys))
-        found = iter(self._read_keys(names, f"read {len(names):,} entities of feature view {views} from"))
-        return {view: [next(found) for _ in some] for view, some in keys.items()}
-
-    def _read_keys(self, names: Sequence[bytes], subject: str) -> list[bytes | None]:
-        """What each key holds; None where it is absent or holds no string."""
-        patience = Patience(self.address.timeout)
-        with translated(subject, self.address, patience):
-            # MGET gives nothing for what is no string, where GET would fail.
-            told = self._each(_slots(names), [command(b"MGET", name) for name in names], patience, write=False)
-        return [record for (record,) in told]
+    # --- scanning ---
 
     def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """As every store does. Raises UnavailableError when a server is lost on the way: its keys may be elsewhere then."""
@@ -291,9 +276,6 @@ class RedisClusterStore(RedisServers):
 
     # --- cells ---
 
-    def read_cell(self, view: str, name: str) -> bytes | None:
-        return self._read_cells(view, name, [self._cell(view, name)])[0]
-
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
         cell, patience = self._cell(view, name), Patience(self.address.deadline)
         request = command(
@@ -313,12 +295,8 @@ class RedisClusterStore(RedisServers):
             self._each(_slots(places), requests, patience, write=True)
 
     def read_copies(self, view: str, name: str) -> list[bytes | None]:
-        return self._read_cells(view, name, [self._cell(view, name), *self._copies(view, name)])
-
-    def _read_cells(self, view: str, name: str, cells: Sequence[bytes]) -> list[bytes | None]:
-        patience = Patience(self.address.timeout)
-        with translated(f"read the {name} of feature view {view!r} from", self.address, patience):
-            return self._each(_slots(cells), [command(b"GET", cell) for cell in cells], patience, write=False)
+        cells = [self._cell(view, name), *self._copies(view, name)]
+        return run(self.reading.get(cells, f"read the {name} of feature view {view!r} from", records=False))
 
     def _copies(self, view: str, name: str) -> list[bytes]:
         return [self._copy(view, name, slot) for slot in range(0, SLOTS, SLOTS_PER_COPY)]
@@ -340,6 +318,7 @@ class RedisClusterStore(RedisServers):
         return SlowestProbe(opened)
 
     def close(self) -> None:
+        self.reading.close()
         self.servers.close()
 
 

@@ -19,21 +19,23 @@ from materialize.online.redis.address import parse
 from materialize.online.redis.answers import LOST, Patience, passes, translated
 from materialize.online.redis.evidence import evidence_of, settle
 from materialize.online.redis.framing import read_reply
+from materialize.online.redis.routes import KEYS_PER_READ
+from materialize.online.redis.serving import reading_of, under
+from materialize.online.redis.wire import ThreadWire, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import redis
     from redis.connection import Connection
 
     from materialize.evidence import Facts
+    from materialize.online.reading import ReadTerms
 
 __all__ = ["CURSORS", "KEYS_PER_READ", "RedisServers", "held", "scanned"]
 
 Result = TypeVar("Result")
 
-#: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
-KEYS_PER_READ = 1_000
 #: Cursors of SCAN among which a scan may begin; more than the buckets of any server's table, of which the low bits count.
 CURSORS = 2**40
 #: Seconds that a run waits for replicas which nobody asked it to wait for.
@@ -41,13 +43,17 @@ UNASKED_SECONDS = 1.0
 
 
 class RedisServers(OnlineStore):
-    """A store on Redis or Valkey servers; *url*: see `materialize.online.redis.address`."""
+    """A store on Redis or Valkey servers; *url*: see `materialize.online.redis.address`. *terms*: for a model server, instead of the URL's.
+
+    Safe to use in the children of a process that has opened it, too: connections are of the process that made them.
+    """
 
     #: Whether a lost connection is waited for, because another server may take over.
     taken_over = False
 
-    def __init__(self, url: str) -> None:
-        self.address = parse(url)
+    def __init__(self, url: str, terms: ReadTerms | None = None) -> None:
+        self.address = parse(url) if terms is None else under(terms, parse(url))
+        self.reading = reading_of(self.address, ThreadWire, terms)
         self.location, self.prefix = self.address.location, self.address.prefix
         self.eviction_allowed = self.address.eviction_allowed
         self.written: dict[str, int] = {}
@@ -125,6 +131,16 @@ class RedisServers(OnlineStore):
             f"ask the time for feature view {view!r} of", lambda: self._client_of(self._cell(view, "lease")).time()
         )
         return int(seconds) * 1_000_000 + int(microseconds)
+
+    def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return self.read_views({view: keys})[view]
+
+    def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
+        """As `read`, for several views in one round trip to each server that has some of them."""
+        return run(self.reading.views(keys))
+
+    def read_cell(self, view: str, name: str) -> bytes | None:
+        return run(self.reading.cell(view, name))
 
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""

@@ -16,7 +16,7 @@ from materialize.online.redis.answers import Patience, translated
 from materialize.online.redis.evidence import ask_position
 from materialize.online.redis.framing import bulk, lua, outcomes_of, read_reply, write_options
 from materialize.online.redis.probe import RedisProbe
-from materialize.online.redis.shared import CURSORS, KEYS_PER_READ, RedisServers, held, scanned
+from materialize.online.redis.shared import CURSORS, RedisServers, held, scanned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from materialize.model import Retention
     from materialize.online.base import EncodedBatch, Outcomes
+    from materialize.online.reading import ReadTerms
     from materialize.online.redis.address import Address
 
 __all__ = ["BYTES_IN_FLIGHT", "BYTES_PER_CALL", "ROWS_PER_CALL", "Columns", "RedisStore", "framed"]
@@ -95,8 +96,8 @@ class RedisStore(RedisServers):
     #: A second connection keeps the server busy while the first one's request is built.
     parallel_writes = 2
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, terms: ReadTerms | None = None) -> None:
+        super().__init__(url, terms)
         self.taken_over = self.address.kind == "sentinel"
         self.pool = _pool(self.address)
         self.client = redis.Redis(connection_pool=self.pool)
@@ -159,16 +160,6 @@ class RedisStore(RedisServers):
         replies += [read_reply(connection) for _ in in_flight]
         return b"".join(replies)
 
-    def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        names = [self._key(view, key) for key in keys]
-        chunks = [names[low : low + KEYS_PER_READ] for low in range(0, len(names), KEYS_PER_READ)]
-        replies: list[list[Any]] = self._patiently(
-            f"read {len(keys):,} entities of feature view {view!r} from",
-            lambda: [self.client.mget(chunk) for chunk in chunks],
-            seconds=self.address.timeout,
-        )
-        return [record for reply in replies for record in reply]
-
     def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
         with translated(f"scan feature view {view!r} in", self.address):
@@ -182,14 +173,6 @@ class RedisStore(RedisServers):
                 if there:
                     found, values = zip(*there, strict=True)
                     yield list(found), list(values)
-
-    def read_cell(self, view: str, name: str) -> bytes | None:
-        content: Any = self._patiently(
-            f"read the {name} of feature view {view!r} from",
-            lambda: self.client.get(self._cell(view, name)),
-            seconds=self.address.timeout,
-        )
-        return None if content is None else bytes(content)
 
     def compare_and_set_cell(self, view: str, name: str, expected: bytes | None, new: bytes) -> bool:
         arguments = [new] if expected is None else [new, expected]
@@ -215,6 +198,7 @@ class RedisStore(RedisServers):
         return RedisProbe(self.pool.make_connection(), self._cell(view, "watermark"), self.address)
 
     def close(self) -> None:
+        self.reading.close()
         self.pool.disconnect()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from materialize.online.redis.address import Address
 
-__all__ = ["ClusterServers", "Node", "Topology"]
+__all__ = ["ClusterServers", "Node", "Topology", "topology_of"]
 
 #: A server's host and port.
 Node = tuple[str, int]
@@ -31,10 +31,14 @@ Node = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """``primaries``: the servers that own slots. ``owner``: for each slot the place of its owner there, -1 for none."""
+    """``primaries``: the servers that own slots. ``owner``: for each slot the place of its owner there, -1 for none.
+
+    ``replicas``: those of each primary, as far as they are known.
+    """
 
     primaries: tuple[Node, ...]
     owner: npt.NDArray[np.int64]
+    replicas: tuple[tuple[Node, ...], ...] = ()
 
     def owner_of(self, slot: int) -> Node | None:
         place = int(self.owner[slot])
@@ -87,7 +91,7 @@ class ClusterServers:
                     told = error
                     continue
                 if ranges:
-                    self._topology = _topology(ranges, node)
+                    self._topology = topology_of(ranges, node)
                     return self._topology
                 told = driver.ClusterDownError("no server owns a slot")
             raise told
@@ -121,18 +125,21 @@ class ClusterServers:
                 client.connection_pool.disconnect()
 
 
-def _topology(ranges: list[Any], asked: Node) -> Topology:
+def topology_of(ranges: list[Any], asked: Node) -> Topology:
     """The reply to CLUSTER SLOTS: ranges of slots, each with its owner and then its replicas as [host, port, ...]."""
     owner = np.full(SLOTS, -1, dtype=np.int64)
-    primaries = list[Node]()
-    for low, high, (told, port, *_), *_ in ranges:
-        host = (told or b"").decode()
-        # A server that does not know its own address gives none: it is the one that was asked.
-        node = (host if host and host != "?" else asked[0], int(port))
-        if node not in primaries:
-            primaries.append(node)
-        owner[low : high + 1] = primaries.index(node)
-    return Topology(tuple(primaries), owner)
+    replicas = dict[Node, tuple[Node, ...]]()
+    for low, high, *servers in ranges:
+        first, *others = (_told(host, port, asked) for host, port, *_ in servers)
+        replicas.setdefault(first, tuple(others))
+        owner[low : high + 1] = list(replicas).index(first)
+    return Topology(tuple(replicas), owner, tuple(replicas.values()))
+
+
+def _told(host: bytes | None, port: int, asked: Node) -> Node:
+    # A server that does not know its own address gives none: it is the one that was asked.
+    name = (host or b"").decode()
+    return name if name and name != "?" else asked[0], int(port)
 
 
 def _node(place: str, asked: Node) -> Node:

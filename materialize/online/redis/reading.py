@@ -1,0 +1,209 @@
+"""Names of keys in, what they hold out: one round trip to each server that has some, and within a deadline whatever hinders it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as driver
+
+from materialize.online.redis.answers import LOST, PASSING, Patience, passes, translated
+from materialize.online.redis.framing import bulk, command
+from materialize.online.redis.wire import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from materialize.online.redis.address import Address
+    from materialize.online.redis.routes import Routes
+    from materialize.online.redis.topology import Node
+    from materialize.online.redis.wire import Lane, Wire
+
+__all__ = ["Reading"]
+
+#: Keys asked for at once: their records wait in the memory of the server.
+KEYS_IN_FLIGHT = 4_000
+#: Rounds of redirects that are followed without a pause: MOVED may be followed by ASK.
+QUICK_ROUNDS = 2
+#: How much of the time that is left a connection to a replica may take to open, so that there is some left for its primary.
+SHARE = 0.5
+#: Before a request to a server that a slot is on its way to.
+ASKING = command(b"ASKING")
+#: What a server of a cluster says of keys that it does not have all, without a class of the driver's own.
+NOT_LOCAL = "non local key"
+
+
+class Reading:
+    """Reads of one store, for many threads or tasks at once.
+
+    *hard*: nothing is awaited beyond the deadline of *address*, and a lost connection is worth another try. Else each answer may take
+    its timeout, what passes by itself is waited for as long, and a lost connection is told where no other server takes over.
+    """
+
+    def __init__(self, address: Address, routes: Routes, wire: Wire, *, hard: bool) -> None:
+        self.address, self.routes, self.wire, self.hard = address, routes, wire, hard
+        self.seconds = address.deadline if hard else address.timeout
+        self.prefix = address.prefix.encode()
+
+    async def views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
+        """The records of entity keys by view; as `OnlineStore.read_views`."""
+        names: list[bytes] = []
+        for view, some in keys.items():
+            head = b"%b:%b:{" % (self.prefix, view.encode())
+            names += [b"%b%b}" % (head, key) for key in some]
+        views = ", ".join(map(repr, keys))
+        found = await self.get(names, f"read {len(names):,} entities of feature view {views} from")
+        records, low = {}, 0
+        for view, some in keys.items():
+            records[view] = found[low : low + len(some)]
+            low += len(some)
+        return records
+
+    async def cell(self, view: str, name: str) -> bytes | None:
+        """As `OnlineStore.read_cell`."""
+        cell = f"{self.address.prefix}:{view}:{name}".encode()
+        return (await self.get([cell], f"read the {name} of feature view {view!r} from", records=False))[0]
+
+    async def get(self, names: Sequence[bytes], doing: str, *, records: bool = True) -> list[bytes | None]:
+        """What each key holds, None where it is absent. What is no string counts as absent among *records*, and is an error else.
+
+        What a replica does not have, its primary is asked for: one that is being filled, or whose slots move, would deny records. Where no
+        primary answers, the replica's word counts.
+        """
+        patience, found = Patience(self.seconds), list[Any]([None]) * len(names)
+        with translated(doing, self.address, patience):
+            for low in range(0, len(names), KEYS_IN_FLIGHT):
+                rows: Sequence[int] = range(low, min(low + KEYS_IN_FLIGHT, len(names)))
+                await _Search(self, names, found, patience, records=records).find(rows, replicas=self.routes.replicas)
+                if self.routes.replicas and (absent := [row for row in rows if found[row] is None]):
+                    try:
+                        await _Search(self, names, found, patience, records=records).find(absent, replicas=False)
+                    except (driver.RedisError, OSError) as error:
+                        if not (records and passes(error, lost=True)):
+                            raise
+        return found
+
+    def close(self) -> None:
+        """Close the connections that nobody uses, at once."""
+        self.routes.forget()
+        self.routes.close()
+        self.wire.forget()
+
+
+class _Search:
+    """The rounds of one call: who is asked, what came, and what is asked again."""
+
+    def __init__(
+        self, reading: Reading, names: Sequence[bytes], found: list[Any], patience: Patience, *, records: bool
+    ) -> None:
+        self.reading, self.names, self.found, self.patience, self.records = reading, names, found, patience, records
+        self.routes, self.wire = reading.routes, reading.wire
+        self.until = patience.until if reading.hard else math.inf
+        self.rounds = 0
+        #: Whether to open new connections, and where servers sent us: row -> server, and whether with ASKING.
+        self.fresh = False
+        self.redirects: dict[int, tuple[Node, bool]] = {}
+
+    async def find(self, rows: Sequence[int], *, replicas: bool) -> None:
+        """Fill in what *rows* hold. Raises the driver's last error when the time is over, and others at once."""
+        while rows:
+            self.rounds += 1
+            try:
+                await self.routes.learn(self.wire, self.until)
+            except (driver.RedisError, OSError) as error:
+                await self._settle([error], reused=False, replicas=False)
+                continue
+            # In turns: who does not answer has another beside it. Cells are asked of the primary first: few reads, and all depend on them.
+            from_replicas = replicas and self.rounds % 2 == int(self.records)
+            calls, groups, errors = self._calls(rows, replicas=from_replicas)
+            lanes = await self.wire.exchange(calls, self.until, fresh=self.fresh, share=SHARE if from_replicas else 1.0)
+            for lane, of in zip(lanes, groups, strict=True):
+                self._take(lane, of, errors)
+            if not errors:
+                return
+            rows = sorted(errors)
+            self.wire.forget([lane.call.node for lane in lanes if _closed(lane)])
+            reused = all(lane.reused for lane in lanes if _lost(lane.replies))
+            await self._settle(list(errors.values()), reused=reused, replicas=replicas)
+
+    def _calls(
+        self, rows: Sequence[int], *, replicas: bool
+    ) -> tuple[list[Call], list[tuple[list[Sequence[int]], bool]], dict[int, Exception]]:
+        """The calls to make; for each of them the rows of its requests, and whether ASKING is before each; and what nobody can be asked for."""
+        asked: dict[tuple[Node, bool], list[Sequence[int]]] = {}
+        errors: dict[int, Exception] = {}
+        for row in [row for row in rows if row in self.redirects]:
+            asked.setdefault(self.redirects[row], []).append([row])
+        left = [row for row in rows if row not in self.redirects] if self.redirects else rows
+        # Keys of one slot that is on its way may be at two servers.
+        single = not self.records or self.rounds > 1
+        for node, some in self.routes.groups(left, self.names, replicas=replicas, single=single):
+            if node is None:
+                errors |= dict.fromkeys(some, driver.ClusterDownError("no server owns the hash slot"))
+            else:
+                asked.setdefault((node, False), []).append(some)
+        self.redirects = {}
+        calls = [
+            Call(node, b"".join(self._requests(some, asking=asking)), len(some) * (1 + asking))
+            for (node, asking), some in asked.items()
+        ]
+        return calls, [(some, asking) for (_, asking), some in asked.items()], errors
+
+    def _requests(self, groups: Iterable[Sequence[int]], *, asking: bool) -> Iterable[bytes]:
+        # MGET gives nothing for what is no string, where GET would fail.
+        verb = bulk(b"MGET" if self.records else b"GET")
+        for rows in groups:
+            if asking:
+                yield ASKING
+            yield b"*%d\r\n%b" % (len(rows) + 1, verb)
+            yield from [b"$%d\r\n%b\r\n" % (len(self.names[row]), self.names[row]) for row in rows]
+
+    def _take(self, lane: Lane, of: tuple[list[Sequence[int]], bool], errors: dict[int, Exception]) -> None:
+        """Put what came in its place, and errors into *errors*."""
+        groups, asking = of
+        for rows, reply in zip(groups, lane.replies[1::2] if asking else lane.replies, strict=True):
+            if isinstance(reply, Exception):
+                errors |= dict.fromkeys(rows, reply)
+                if isinstance(reply, driver.AskError):  # or the MovedError, which is one
+                    to = (reply.host or lane.call.node[0], int(reply.port))
+                    self.redirects |= dict.fromkeys(rows, (to, not isinstance(reply, driver.MovedError)))
+            else:
+                for row, value in zip(rows, reply if self.records else [reply], strict=True):
+                    self.found[row] = value
+
+    async def _settle(self, errors: Sequence[Exception], *, reused: bool, replicas: bool) -> None:
+        """Wait where waiting helps. Raises the one that does not pass, or the last one when the time is over.
+
+        *reused*: connections were lost, if any, that had served before: the server may be well. *replicas*: there is somebody else to ask.
+        """
+        others = [error for error in errors if not (self.routes.redirected and isinstance(error, driver.AskError))]
+        told = others[-1] if others else driver.TryAgainError("servers disagree about who owns a hash slot")
+        first = self.rounds == 1
+        lost = self.reading.hard or self.routes.taken_over or (first and reused)
+        for error in others:
+            if not (passes(error, lost=lost) or NOT_LOCAL in str(error)):
+                raise error
+        if others or any(isinstance(error, driver.MovedError) for error in errors):
+            self.routes.forget()
+        self.fresh = _lost(others)
+        if self.reading.hard and self.patience.over:
+            raise told
+        quick = self.rounds <= QUICK_ROUNDS if not others else first and (replicas or (reused and _lost(others)))
+        if quick:
+            self.patience.waits += self.reading.hard
+            return
+        pause = self.patience.pause()
+        if pause is None:
+            raise told
+        await self.wire.pause(pause)
+
+
+def _lost(replies: Iterable[Any]) -> bool:
+    return any(isinstance(reply, LOST) and not isinstance(reply, PASSING) for reply in replies)
+
+
+def _closed(lane: Lane) -> bool:
+    """Whether the server closed the connection, as it may have closed others; one that is slow has not."""
+    return _lost(lane.replies) and not any(
+        isinstance(reply, (driver.TimeoutError, TimeoutError)) for reply in lane.replies
+    )

@@ -1,0 +1,189 @@
+"""Which server to ask for which keys: the one of a URL, those that sentinels name, or those of a cluster. Learned over a `Wire`."""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions as driver
+
+from materialize.online.redis.answers import REFUSED
+from materialize.online.redis.framing import command
+from materialize.online.redis.slots import slot_of
+from materialize.online.redis.topology import topology_of
+from materialize.online.redis.wire import HERE, Call
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from materialize.online.redis.address import Address
+    from materialize.online.redis.topology import Node, Topology
+    from materialize.online.redis.wire import Wire
+
+    #: Who to ask, None for nobody, and rows that go into one request.
+    Groups = Iterator[tuple[Node | None, Sequence[int]]]
+
+__all__ = ["KEYS_PER_READ", "ByOne", "BySentinels", "BySlots", "Routes"]
+
+#: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
+KEYS_PER_READ = 1_000
+CLUSTER_SLOTS = command(b"CLUSTER", b"SLOTS")
+#: What sentinels say of a replica that serves nothing, or old values.
+UNFIT = (b"s_down", b"o_down", b"disconnected")
+
+
+class Routes(ABC):
+    """``replicas``: whether there are any that may be read from; there is a second server then for what the first does not answer."""
+
+    replicas = False
+    #: Whether to follow a server that says who has a key.
+    redirected = False
+
+    @property
+    def taken_over(self) -> bool:
+        """Whether another server may take over, so that a lost one is worth asking for again."""
+        return True
+
+    async def learn(self, wire: Wire, until: float) -> None:  # noqa: B027 - one server is known
+        """Find out who serves, where that is not known, or `forget` was called. Raises the driver's errors."""
+
+    @abstractmethod
+    def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:
+        """Who is to be asked for which rows of *names*, those of one MGET together; *single*: each row alone. None: nobody has them."""
+
+    def forget(self) -> None:  # noqa: B027 - one server stays the same
+        """Who serves has to be learned anew."""
+
+    def close(self) -> None:  # noqa: B027 - most have nothing of their own
+        """Close connections."""
+
+
+class ByOne(Routes):
+    """The one server of the URL."""
+
+    @property
+    def taken_over(self) -> bool:
+        return False
+
+    def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
+        yield from _chunks(HERE, rows, single=single)
+
+
+class BySentinels(Routes):
+    """The primary that sentinels name, or one of its replicas."""
+
+    def __init__(self, address: Address, sentinels: Wire, *, replicas: bool) -> None:
+        self.service, self.replicas = address.service, replicas
+        self.hosts, self.sentinels = list(address.hosts), sentinels
+        name = address.service.encode()
+        self.question = command(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name)
+        self.question += command(b"SENTINEL", b"REPLICAS", name) if replicas else b""
+        self.primary: Node | None = None
+        self.others: tuple[Node, ...] = ()
+
+    async def learn(self, wire: Wire, until: float) -> None:  # noqa: ARG002 - sentinels have another
+        if self.primary is not None:
+            return
+        told: Exception = driver.ConnectionError("no sentinel answers")
+        hosts = list(self.hosts)
+        for number, host in enumerate(hosts):
+            call = Call(host, self.question, 2 if self.replicas else 1)
+            # Each gets its part of the time, so that one which is gone does not take that of the others.
+            now = time.monotonic()
+            (lane,) = await self.sentinels.exchange([call], now + (until - now) / (len(hosts) - number))
+            primary, *others = lane.replies
+            error = next((one for one in lane.replies if isinstance(one, Exception)), None)
+            if isinstance(error, REFUSED):
+                raise error
+            if error is not None or not primary:
+                told = error or driver.ConnectionError(f"no primary is known for {self.service!r}")
+                continue
+            self.others = tuple(_fit(others[0])) if others else ()
+            self.primary = (primary[0].decode(), int(primary[1]))
+            if number:
+                self.hosts = [host, *(other for other in hosts if other != host)]
+            return
+        raise told
+
+    def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
+        others = self.others if replicas else ()
+        yield from _chunks(random.choice(others) if others else self.primary, rows, single=single)  # noqa: S311 - a load is spread
+
+    def forget(self) -> None:
+        self.primary = None
+
+    def close(self) -> None:
+        self.sentinels.forget()
+
+
+class BySlots(Routes):
+    """The servers of a cluster."""
+
+    redirected = True
+
+    def __init__(self, address: Address, *, replicas: bool) -> None:
+        self.hosts, self.replicas = address.hosts, replicas
+        self.topology: Topology | None = None
+        self.stale = True
+
+    @property
+    def taken_over(self) -> bool:
+        """Not before the first server has told of others."""
+        return self.topology is not None
+
+    async def learn(self, wire: Wire, until: float) -> None:
+        if not self.stale:
+            return
+        known = list({*self.hosts, *(self.topology.primaries if self.topology else ())})
+        told: Exception = driver.ConnectionError("no server of the cluster answers")
+        # In random order, so that one with an old view does not answer each time.
+        for number, node in enumerate(random.sample(known, len(known))):
+            now = time.monotonic()
+            (lane,) = await wire.exchange([Call(node, CLUSTER_SLOTS)], now + (until - now) / (len(known) - number))
+            (reply,) = lane.replies
+            if isinstance(reply, REFUSED):
+                raise reply
+            if isinstance(reply, Exception) or not reply:
+                told = reply or driver.ClusterDownError("no server owns a slot")
+                continue
+            self.topology, self.stale = topology_of(reply, node), False
+            return
+        if self.topology is None:  # else the old knowledge has to do until the next time
+            raise told
+
+    def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:
+        if self.topology is None:
+            raise AssertionError("asked for a route before it was learned")
+        by_slot: dict[int, list[int]] = {}
+        for row in rows:
+            by_slot.setdefault(slot_of(names[row]), []).append(row)
+        for slot, some in by_slot.items():
+            yield from _chunks(self._server(self.topology, slot, replicas=replicas), some, single=single)
+
+    def _server(self, topology: Topology, slot: int, *, replicas: bool) -> Node | None:
+        place = int(topology.owner[slot])
+        if place < 0:
+            return None
+        others = topology.replicas[place] if replicas else ()
+        # One of them for all slots of a primary in this call would be fewer requests; but batches are few slots of many.
+        return random.choice(others) if others else topology.primaries[place]  # noqa: S311 - a load is spread
+
+    def forget(self) -> None:
+        self.stale = True
+
+
+def _chunks(node: Node | None, rows: Sequence[int], *, single: bool) -> Groups:
+    size = 1 if single else KEYS_PER_READ
+    for low in range(0, len(rows), size):
+        yield node, rows[low : low + size]
+
+
+def _fit(told: Sequence[Sequence[Any]]) -> Iterator[Node]:
+    """Those of the reply to SENTINEL REPLICAS, names and values in turn, that serve what their primary tells them."""
+    for one in told:
+        facts = dict(zip(one[::2], one[1::2], strict=True))
+        down = any(word in facts[b"flags"].split(b",") for word in UNFIT)
+        if not down and facts.get(b"master-link-status") == b"ok":
+            yield facts[b"ip"].decode(), int(facts[b"port"])
