@@ -100,29 +100,3 @@ def _unknown(config: OnlineStoreConfig) -> ConfigError:
 def _paced(store: RedisServers, config: OnlineStoreConfig) -> RedisServers:
     store.read_p99 = config.read_p99
     return store
-
-
-def open_reader(config, terms):
-    return open_store(config)
-
-
-def open_async_reader(config, terms):
-    import asyncio
-
-    from materialize.online.reading import AsyncReader
-
-    class R(AsyncReader):
-        def __init__(self):
-            self.s = open_store(config)
-            self.location = self.s.location
-
-        async def read_views(self, keys):
-            return await asyncio.to_thread(self.s.read_views, keys)
-
-        async def read_cell(self, v, n):
-            return await asyncio.to_thread(self.s.read_cell, v, n)
-
-        async def close(self):
-            self.s.close()
-
-    return R()
