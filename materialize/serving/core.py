@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from materialize.config import known
 from materialize.model import MICROSECOND
@@ -29,8 +28,7 @@ def utc_us() -> int:
     return time.time_ns() // 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):  # made for each read: a frozen dataclass takes three times as long
     """One lookup: its features, and which of its view's keys are its own; ``max_age_us`` None: only the ttl counts."""
 
     selection: Selection
@@ -40,8 +38,7 @@ class Part:
     max_age_us: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """Some lookups. ``keys``: view -> the entity keys of all its lookups, one after the other."""
 
     parts: tuple[Part, ...]

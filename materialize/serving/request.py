@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -25,8 +24,7 @@ EntityKey: TypeAlias = Any
 KEY_VALUES = (str, int, np.integer, np.bool_, date)
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """Features of some entities of one view. ``feature_names`` None: all. ``max_age``: a vector whose event time is longer ago is
     expired, None: only the view's ttl counts.
     """
