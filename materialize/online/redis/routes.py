@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -30,6 +31,8 @@ __all__ = ["KEYS_PER_READ", "ByOne", "BySentinels", "BySlots", "Routes"]
 #: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
 KEYS_PER_READ = 1_000
 CLUSTER_SLOTS = command(b"CLUSTER", b"SLOTS")
+#: Seconds after which replicas that came are heard of; and how much of a call's time asking may take while there is something to go by.
+NEWS_EVERY, NEWS_SHARE = 30.0, 0.5
 #: What sentinels say of a replica that serves nothing, or old values.
 UNFIT = (b"s_down", b"o_down", b"disconnected")
 
@@ -80,12 +83,15 @@ class BySentinels(Routes):
         name = address.service.encode()
         self.question = command(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name)
         self.question += command(b"SENTINEL", b"REPLICAS", name) if replicas else b""
+        self.news = _News(wanted=replicas)
+        self.stale = True
         self.primary: Node | None = None
         self.others: tuple[Node, ...] = ()
 
     async def learn(self, wire: Wire, until: float) -> None:  # noqa: ARG002 - sentinels have another
-        if self.primary is not None:
+        if not (self.stale or self.news.due):
             return
+        until = self.news.asked(until, known=self.primary is not None)
         told: Exception = driver.ConnectionError("no sentinel answers")
         hosts = list(self.hosts)
         for number, host in enumerate(hosts):
@@ -101,18 +107,19 @@ class BySentinels(Routes):
                 told = error or driver.ConnectionError(f"no primary is known for {self.service!r}")
                 continue
             self.others = tuple(_fit(others[0])) if others else ()
-            self.primary = (primary[0].decode(), int(primary[1]))
+            self.primary, self.stale = (primary[0].decode(), int(primary[1])), False
             if number:
                 self.hosts = [host, *(other for other in hosts if other != host)]
             return
-        raise told
+        if self.primary is None:  # else the old knowledge has to do until the next time
+            raise told
 
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
         others = self.others if replicas else ()
         yield from _chunks(random.choice(others) if others else self.primary, rows, single=single)  # noqa: S311 - a load is spread
 
     def forget(self) -> None:
-        self.primary = None
+        self.stale = True
 
     def close(self) -> None:
         self.sentinels.forget()
@@ -126,7 +133,7 @@ class BySlots(Routes):
     def __init__(self, address: Address, *, replicas: bool) -> None:
         self.hosts, self.replicas = address.hosts, replicas
         self.topology: Topology | None = None
-        self.stale = True
+        self.stale, self.news = True, _News(wanted=replicas)
 
     @property
     def taken_over(self) -> bool:
@@ -134,8 +141,9 @@ class BySlots(Routes):
         return self.topology is not None
 
     async def learn(self, wire: Wire, until: float) -> None:
-        if not self.stale:
+        if not (self.stale or self.news.due):
             return
+        until = self.news.asked(until, known=self.topology is not None)
         known = list({*self.hosts, *(self.topology.primaries if self.topology else ())})
         told: Exception = driver.ConnectionError("no server of the cluster answers")
         # In random order, so that one with an old view does not answer each time.
@@ -172,6 +180,24 @@ class BySlots(Routes):
 
     def forget(self) -> None:
         self.stale = True
+
+
+class _News:
+    """When to ask again who the replicas are, though nothing went wrong: one that came does not say so."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.next = 0.0 if wanted else math.inf
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self.next
+
+    def asked(self, until: float, *, known: bool) -> float:
+        """It is being asked now. Returns: until when that may take: a part of the time where servers are *known*."""
+        now = time.monotonic()
+        if self.next < math.inf:
+            self.next = now + NEWS_EVERY
+        return now + (until - now) * NEWS_SHARE if known else until
 
 
 def _chunks(node: Node | None, rows: Sequence[int], *, single: bool) -> Groups:

@@ -81,6 +81,7 @@ def dials(address: Address, *, readonly: bool = False, sentinels: bool = False) 
         return Dials(kind, options, options["socket_connect_timeout"], address.timeout, here=here)
     lacking = {"host", "port", "db"} if address.kind == "cluster" or sentinels else {"host", "port"}
     options = {name: value for name, value in options.items() if name not in lacking}
+    readonly = readonly and address.kind == "cluster"
     return Dials(
         kind,
         options,
