@@ -240,6 +240,17 @@ def test_threads_are_bounded_and_who_waits_for_one_is_told_within_the_deadline()
     asyncio.run(main())
 
 
+def test_what_the_first_call_prepares_does_not_count() -> None:
+    async def main() -> None:
+        reader = ThreadedReader(MemoryStore(), 0.05, lambda: time.sleep(0.2))
+        try:
+            assert await asyncio.gather(read(reader, b"k"), read(reader, b"l")) == [[None], [None]]
+        finally:
+            await reader.close()
+
+    asyncio.run(main())
+
+
 def test_a_store_without_replicas_says_so() -> None:
     for url in ("redis://h", "sqlite:///x.db", "memory://"):
         with pytest.raises(ConfigError, match="replicas"):
