@@ -145,8 +145,10 @@ def test_a_replica_is_read_and_what_it_lacks_is_asked_of_the_primary(kind: str, 
             assert calls(primary) == {"mget": 1, "get": 1}
 
             with standing_still(replica):
-                for key in KEYS[:5]:
+                began = time.monotonic()
+                for key in KEYS[:20]:
                     assert read(reader, key) == [record("view", key)]
+                assert time.monotonic() - began < 5 * TERMS.read  # it is left alone then
             replica.process.kill()
             replica.process.wait()
             for key in KEYS[:5]:

@@ -123,6 +123,9 @@ class _Search:
             for lane, of in zip(lanes, groups, strict=True):
                 self._take(lane, of, errors)
             if from_replicas:
+                self.routes.shun(
+                    lane.call.node for lane in lanes if _lost(lane.replies) and not (lane.reused and _closed(lane))
+                )
                 self.denied += [row for row in rows if self.found[row] is None and row not in errors]
             if not errors:
                 return

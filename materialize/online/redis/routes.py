@@ -17,7 +17,7 @@ from materialize.online.redis.topology import topology_of
 from materialize.online.redis.wire import HERE, Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from materialize.online.redis.address import Address
     from materialize.online.redis.topology import Node, Topology
@@ -33,6 +33,8 @@ KEYS_PER_READ = 1_000
 CLUSTER_SLOTS = command(b"CLUSTER", b"SLOTS")
 #: Seconds after which replicas that came are heard of; and how much of a call's time asking may take while there is something to go by.
 NEWS_EVERY, NEWS_SHARE = 30.0, 0.5
+#: Seconds for which a replica that did not answer is left alone.
+SHUNNED = 1.0
 #: What sentinels say of a replica that serves nothing, or old values.
 UNFIT = (b"s_down", b"o_down", b"disconnected")
 
@@ -55,6 +57,9 @@ class Routes(ABC):
     @abstractmethod
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:
         """Who is to be asked for which rows of *names*, those of one MGET together; *single*: each row alone. None: nobody has them."""
+
+    def shun(self, nodes: Iterable[Node]) -> None:  # noqa: B027 - there is nobody else
+        """Leave these replicas alone for a while: they did not answer, and whoever is asked for replicas need not know it yet."""
 
     def forget(self) -> None:  # noqa: B027 - one server stays the same
         """Who serves has to be learned anew."""
@@ -115,8 +120,10 @@ class BySentinels(Routes):
             raise told
 
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
-        others = self.others if replicas else ()
-        yield from _chunks(random.choice(others) if others else self.primary, rows, single=single)  # noqa: S311 - a load is spread
+        yield from _chunks(self.news.one_of(self.others if replicas else ()) or self.primary, rows, single=single)
+
+    def shun(self, nodes: Iterable[Node]) -> None:
+        self.news.shun(nodes)
 
     def forget(self) -> None:
         self.stale = True
@@ -175,18 +182,31 @@ class BySlots(Routes):
         if place < 0:
             return None
         others = topology.replicas[place] if replicas else ()
-        # One of them for all slots of a primary in this call would be fewer requests; but batches are few slots of many.
-        return random.choice(others) if others else topology.primaries[place]  # noqa: S311 - a load is spread
+        return self.news.one_of(others) or topology.primaries[place]
+
+    def shun(self, nodes: Iterable[Node]) -> None:
+        self.news.shun(nodes)
 
     def forget(self) -> None:
         self.stale = True
 
 
 class _News:
-    """When to ask again who the replicas are, though nothing went wrong: one that came does not say so."""
+    """What is known of replicas: which to leave alone; and when to ask again who they are, though nothing went wrong: one that came does not say so."""
 
     def __init__(self, *, wanted: bool) -> None:
         self.next = 0.0 if wanted else math.inf
+        self.shunned: dict[Node, float] = {}
+
+    def shun(self, nodes: Iterable[Node]) -> None:
+        self.shunned |= dict.fromkeys(nodes, time.monotonic() + SHUNNED)
+
+    def one_of(self, replicas: Sequence[Node]) -> Node | None:
+        """One that may be asked, at random; None where there is none."""
+        if self.shunned:
+            now = time.monotonic()
+            replicas = [node for node in replicas if self.shunned.get(node, now) <= now]
+        return random.choice(replicas) if replicas else None  # noqa: S311 - a load is spread
 
     @property
     def due(self) -> bool:

@@ -196,8 +196,8 @@ class Wire(ABC):
         except (driver.RedisError, OSError) as error:
             self._lose(lane, error)
         if lane.connection is not None:
-            self._idle.setdefault(lane.call.node, []).append(lane.connection)
-            lane.connection = None
+            connection, lane.connection = lane.connection, None
+            self._idle.setdefault(lane.call.node, []).append(connection)
 
     def _seconds(self, until: float) -> float:
         return max(min(self.dials.read, until - time.monotonic()), SHORTEST)
