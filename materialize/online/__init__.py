@@ -86,7 +86,8 @@ def open_async_reader(config: OnlineStoreConfig, terms: ReadTerms) -> AsyncReade
         return AsyncRedisReader(config.url, terms)
     from materialize.online.reading import ThreadedReader
 
-    return ThreadedReader(open_reader(config, terms), terms.deadline)
+    store = open_reader(config, terms)
+    return ThreadedReader(store, terms.deadline, store.prepare)
 
 
 def _unknown(config: OnlineStoreConfig) -> ConfigError:

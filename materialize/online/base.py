@@ -200,6 +200,9 @@ class OnlineStore(ABC):
         """Make what the store needs before the first run of *view*, or what of it is lacking. Returns: what was done."""
         return []
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Do before the first call what takes long and needs no server; without it the first call does."""
+
     def open_probe(self, view: str) -> Probe | None:  # noqa: ARG002 - most stores have none
         """What measures the reads of *view*, without touching the network yet. None: its loads are not paced by that."""
         return None

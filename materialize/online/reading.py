@@ -74,10 +74,13 @@ class AsyncReader(ABC):
 
 
 class ThreadedReader(AsyncReader):
-    """Reads *store*, which it closes in the end, in a few threads. A call that gets none until *deadline* is given up."""
+    """Reads *store*, which it closes in the end, in a few threads. A call that gets none until *deadline* is given up.
 
-    def __init__(self, store: OnlineStore, deadline: float) -> None:
-        self.store, self.deadline, self.location = store, deadline, store.location
+    *prepare*: what the first call does before its time begins.
+    """
+
+    def __init__(self, store: OnlineStore, deadline: float, prepare: Callable[[], object] | None = None) -> None:
+        self.store, self.deadline, self.location, self.prepare = store, deadline, store.location, prepare
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="materialize-reader")
 
     async def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
@@ -89,7 +92,11 @@ class ThreadedReader(AsyncReader):
         )
 
     async def _in_thread(self, call: Callable[[], Result], doing: str) -> Result:
-        running = asyncio.get_running_loop().run_in_executor(self.threads, call)
+        loop = asyncio.get_running_loop()
+        if self.prepare is not None:
+            await loop.run_in_executor(self.threads, self.prepare)
+            self.prepare = None
+        running = loop.run_in_executor(self.threads, call)
         try:
             return await asyncio.wait_for(running, self.deadline + GRACE)
         except asyncio.TimeoutError:

@@ -136,8 +136,12 @@ class DynamoDbStore(OnlineStore):
         """That of a call which begins now, if it has one."""
         if self.terms is None:
             return None
-        _ = self.client.api  # made by the first call
+        self.prepare()
         return Deadline(self.terms.deadline)
+
+    def prepare(self) -> None:
+        """Make boto3's client."""
+        _ = self.client.api
 
     def _together(
         self, get: Callable[[Any], dict[str, Any]], chunks: Sequence[Any], deadline: Deadline | None

@@ -24,10 +24,10 @@ VERIFY = (*READ, "scan", "time")
 #: Further, what runs send; doctor sends INFO. The last two are sent by the scripts alone.
 RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", "mset", "msetnx")
 ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
-#: Further, what each sends to the servers of a cluster.
+#: Further, what each sends to the servers of a cluster; readonly: a model server that reads from replicas.
 _READ = ("asking", "cluster|slots")
 _VERIFY = (*_READ, "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|nodes")
-CLUSTER = {"run": (*_VERIFY, "eval"), "read": _READ, "verify": _VERIFY}
+CLUSTER = {"run": (*_VERIFY, "eval"), "read": (*_READ, "readonly"), "verify": _VERIFY}
 
 
 def commands(url: str, role: str) -> Sequence[str]:

@@ -74,10 +74,11 @@ class Reading:
         with translated(doing, self.address, patience):
             for low in range(0, len(names), KEYS_IN_FLIGHT):
                 rows: Sequence[int] = range(low, min(low + KEYS_IN_FLIGHT, len(names)))
-                await _Search(self, names, found, patience, records=records).find(rows, replicas=self.routes.replicas)
-                if self.routes.replicas and (absent := [row for row in rows if found[row] is None]):
+                search = _Search(self, names, found, patience, records=records)
+                await search.find(rows, replicas=self.routes.replicas)
+                if search.denied:
                     try:
-                        await _Search(self, names, found, patience, records=records).find(absent, replicas=False)
+                        await _Search(self, names, found, patience, records=records).find(search.denied, replicas=False)
                     except (driver.RedisError, OSError) as error:
                         if not (records and passes(error, lost=True)):
                             raise
@@ -103,6 +104,8 @@ class _Search:
         #: Whether to open new connections, and where servers sent us: row -> server, and whether with ASKING.
         self.fresh = False
         self.redirects: dict[int, tuple[Node, bool]] = {}
+        #: Rows that a replica does not have.
+        self.denied: list[int] = []
 
     async def find(self, rows: Sequence[int], *, replicas: bool) -> None:
         """Fill in what *rows* hold. Raises the driver's last error when the time is over, and others at once."""
@@ -119,6 +122,11 @@ class _Search:
             lanes = await self.wire.exchange(calls, self.until, fresh=self.fresh, share=SHARE if from_replicas else 1.0)
             for lane, of in zip(lanes, groups, strict=True):
                 self._take(lane, of, errors)
+            if from_replicas:
+                self.routes.shun(
+                    lane.call.node for lane in lanes if _lost(lane.replies) and not (lane.reused and _closed(lane))
+                )
+                self.denied += [row for row in rows if self.found[row] is None and row not in errors]
             if not errors:
                 return
             rows = sorted(errors)

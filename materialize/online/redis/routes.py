@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +17,7 @@ from materialize.online.redis.topology import topology_of
 from materialize.online.redis.wire import HERE, Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from materialize.online.redis.address import Address
     from materialize.online.redis.topology import Node, Topology
@@ -30,6 +31,10 @@ __all__ = ["KEYS_PER_READ", "ByOne", "BySentinels", "BySlots", "Routes"]
 #: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
 KEYS_PER_READ = 1_000
 CLUSTER_SLOTS = command(b"CLUSTER", b"SLOTS")
+#: Seconds after which replicas that came are heard of; and how much of a call's time asking may take while there is something to go by.
+NEWS_EVERY, NEWS_SHARE = 30.0, 0.5
+#: Seconds for which a replica that did not answer is left alone.
+SHUNNED = 1.0
 #: What sentinels say of a replica that serves nothing, or old values.
 UNFIT = (b"s_down", b"o_down", b"disconnected")
 
@@ -52,6 +57,9 @@ class Routes(ABC):
     @abstractmethod
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:
         """Who is to be asked for which rows of *names*, those of one MGET together; *single*: each row alone. None: nobody has them."""
+
+    def shun(self, nodes: Iterable[Node]) -> None:  # noqa: B027 - there is nobody else
+        """Leave these replicas alone for a while: they did not answer, and whoever is asked for replicas need not know it yet."""
 
     def forget(self) -> None:  # noqa: B027 - one server stays the same
         """Who serves has to be learned anew."""
@@ -80,12 +88,15 @@ class BySentinels(Routes):
         name = address.service.encode()
         self.question = command(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name)
         self.question += command(b"SENTINEL", b"REPLICAS", name) if replicas else b""
+        self.news = _News(wanted=replicas)
+        self.stale = True
         self.primary: Node | None = None
         self.others: tuple[Node, ...] = ()
 
     async def learn(self, wire: Wire, until: float) -> None:  # noqa: ARG002 - sentinels have another
-        if self.primary is not None:
+        if not (self.stale or self.news.due):
             return
+        until = self.news.asked(until, known=self.primary is not None)
         told: Exception = driver.ConnectionError("no sentinel answers")
         hosts = list(self.hosts)
         for number, host in enumerate(hosts):
@@ -101,18 +112,21 @@ class BySentinels(Routes):
                 told = error or driver.ConnectionError(f"no primary is known for {self.service!r}")
                 continue
             self.others = tuple(_fit(others[0])) if others else ()
-            self.primary = (primary[0].decode(), int(primary[1]))
+            self.primary, self.stale = (primary[0].decode(), int(primary[1])), False
             if number:
                 self.hosts = [host, *(other for other in hosts if other != host)]
             return
-        raise told
+        if self.primary is None:  # else the old knowledge has to do until the next time
+            raise told
 
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
-        others = self.others if replicas else ()
-        yield from _chunks(random.choice(others) if others else self.primary, rows, single=single)  # noqa: S311 - a load is spread
+        yield from _chunks(self.news.one_of(self.others if replicas else ()) or self.primary, rows, single=single)
+
+    def shun(self, nodes: Iterable[Node]) -> None:
+        self.news.shun(nodes)
 
     def forget(self) -> None:
-        self.primary = None
+        self.stale = True
 
     def close(self) -> None:
         self.sentinels.forget()
@@ -126,7 +140,7 @@ class BySlots(Routes):
     def __init__(self, address: Address, *, replicas: bool) -> None:
         self.hosts, self.replicas = address.hosts, replicas
         self.topology: Topology | None = None
-        self.stale = True
+        self.stale, self.news = True, _News(wanted=replicas)
 
     @property
     def taken_over(self) -> bool:
@@ -134,8 +148,9 @@ class BySlots(Routes):
         return self.topology is not None
 
     async def learn(self, wire: Wire, until: float) -> None:
-        if not self.stale:
+        if not (self.stale or self.news.due):
             return
+        until = self.news.asked(until, known=self.topology is not None)
         known = list({*self.hosts, *(self.topology.primaries if self.topology else ())})
         told: Exception = driver.ConnectionError("no server of the cluster answers")
         # In random order, so that one with an old view does not answer each time.
@@ -167,11 +182,42 @@ class BySlots(Routes):
         if place < 0:
             return None
         others = topology.replicas[place] if replicas else ()
-        # One of them for all slots of a primary in this call would be fewer requests; but batches are few slots of many.
-        return random.choice(others) if others else topology.primaries[place]  # noqa: S311 - a load is spread
+        return self.news.one_of(others) or topology.primaries[place]
+
+    def shun(self, nodes: Iterable[Node]) -> None:
+        self.news.shun(nodes)
 
     def forget(self) -> None:
         self.stale = True
+
+
+class _News:
+    """What is known of replicas: which to leave alone; and when to ask again who they are, though nothing went wrong: one that came does not say so."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.next = 0.0 if wanted else math.inf
+        self.shunned: dict[Node, float] = {}
+
+    def shun(self, nodes: Iterable[Node]) -> None:
+        self.shunned |= dict.fromkeys(nodes, time.monotonic() + SHUNNED)
+
+    def one_of(self, replicas: Sequence[Node]) -> Node | None:
+        """One that may be asked, at random; None where there is none."""
+        if self.shunned:
+            now = time.monotonic()
+            replicas = [node for node in replicas if self.shunned.get(node, now) <= now]
+        return random.choice(replicas) if replicas else None  # noqa: S311 - a load is spread
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() >= self.next
+
+    def asked(self, until: float, *, known: bool) -> float:
+        """It is being asked now. Returns: until when that may take: a part of the time where servers are *known*."""
+        now = time.monotonic()
+        if self.next < math.inf:
+            self.next = now + NEWS_EVERY
+        return now + (until - now) * NEWS_SHARE if known else until
 
 
 def _chunks(node: Node | None, rows: Sequence[int], *, single: bool) -> Groups:

@@ -81,6 +81,7 @@ def dials(address: Address, *, readonly: bool = False, sentinels: bool = False) 
         return Dials(kind, options, options["socket_connect_timeout"], address.timeout, here=here)
     lacking = {"host", "port", "db"} if address.kind == "cluster" or sentinels else {"host", "port"}
     options = {name: value for name, value in options.items() if name not in lacking}
+    readonly = readonly and address.kind == "cluster"
     return Dials(
         kind,
         options,
@@ -195,8 +196,8 @@ class Wire(ABC):
         except (driver.RedisError, OSError) as error:
             self._lose(lane, error)
         if lane.connection is not None:
-            self._idle.setdefault(lane.call.node, []).append(lane.connection)
-            lane.connection = None
+            connection, lane.connection = lane.connection, None
+            self._idle.setdefault(lane.call.node, []).append(connection)
 
     def _seconds(self, until: float) -> float:
         return max(min(self.dials.read, until - time.monotonic()), SHORTEST)
