@@ -372,6 +372,15 @@ def test_values_that_are_the_same_in_the_columns_type_are_taken(wide: FeatureVie
         assert found == (list(wanted) if isinstance(wanted, np.ndarray | tuple) else wanted)
 
 
+def test_values_of_several_types_are_told_apart(wide: FeatureView) -> None:
+    values = [2**53 + 1, 2.0, 2.5, "x", None, True]
+
+    given = given_rows(open_table(wide), [GOOD | {"long": value} for value in values])
+
+    assert list(given.refused) == [2, 3, 5]
+    assert given.data["long"].to_pylist() == [2**53 + 1, 2, None, None, None, None]
+
+
 @pytest.mark.parametrize(
     "value",
     [

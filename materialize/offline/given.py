@@ -254,7 +254,8 @@ def _array(values: list[Any], target: pl.DataType, reasons: dict[int, str], *, u
     kept: list[Any] = []
     for row, value in enumerate(values):  # one by one, to say which; only where some do not fit
         fits = isinstance(value, allowed) and not isinstance(value, never) and _fits(value, target, utc=utc)
-        kept.append(value if fits else None)
+        whole = fits and target.is_integer() and isinstance(value, float | np.floating)
+        kept.append(int(value) if whole else value if fits else None)
         if not fits:
             reasons[row] = f"found {type(value).__name__}"
     try:
@@ -284,6 +285,8 @@ def _fits(value: Any, target: pl.DataType, *, utc: bool) -> bool:
     try:
         if target.is_float() and isinstance(value, int | np.integer) and int(float(value)) != value:
             return False  # beside floats, which Arrow makes one of it
+        if target.is_integer() and isinstance(value, float | np.floating):
+            return float(value).is_integer()
         return _may_become(pl.Series(pa.array([value])[:0]).dtype, target, utc=utc)
     except NOT_ARROW:
         return False
