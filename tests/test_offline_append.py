@@ -32,7 +32,7 @@ SECRET = "s3cret-value"
 
 
 def appended(
-    appender: Appender, *rows: Any, token: str = "token", push_id: str | None = None, content: str = ""
+    appender: Appender, *rows: Any, token: str = "token", push_id: str | None = None, content: str = "1.0 abc"
 ) -> Appended:
     table = appender.newest()
     given = given_rows(table, list(rows))
@@ -54,14 +54,14 @@ def ready(table: Table) -> Table:
 
 
 def test_commit_says_who_made_it(ready: Table) -> None:
-    assert appended(Appender(ready.view), row("b", 2), push_id="id-1", content="abc") == Appended(1, again=False)
+    assert appended(Appender(ready.view), row("b", 2), push_id="id-1", content="1.0 abc") == Appended(1, again=False)
 
     told = info(ready, 1)
     assert {name: told[name] for name in told if name.startswith("materialize.")} == {
         "materialize.writer": "materialize push",
         "materialize.token": "token",
         "materialize.push_id": "id-1",
-        "materialize.digest": "abc",
+        "materialize.digest": "1.0 abc",
     }
     assert told["run_id"] == "run"
     assert sum("add" in action for action in ready.actions(1)) == 1
@@ -94,8 +94,8 @@ def test_the_same_id_at_the_same_time_is_committed_once(ready: Table) -> None:
     table = late.newest()
     given = given_rows(table, [row("b", 2)])
 
-    first = appended(Appender(ready.view), row("b", 2), token="first", push_id="id-1", content="abc")
-    second = late.append(table, given.data, token="second", run_id="run", push_id="id-1", content="abc")
+    first = appended(Appender(ready.view), row("b", 2), token="first", push_id="id-1", content="1.0 abc")
+    second = late.append(table, given.data, token="second", run_id="run", push_id="id-1", content="1.0 abc")
 
     assert (first, second) == (Appended(1, again=False), Appended(1, again=True))
     assert ready.version == 1
@@ -105,12 +105,20 @@ def test_the_same_id_at_the_same_time_with_other_rows_is_refused(ready: Table) -
     late = Appender(ready.view)
     table = late.newest()
     given = given_rows(table, [row("b", 3)])
-    appended(Appender(ready.view), row("b", 2), token="first", push_id="id-1", content="abc")
+    appended(Appender(ready.view), row("b", 2), token="first", push_id="id-1", content="1.0 abc")
 
     with pytest.raises(RowsError, match="their push_id was committed with other rows"):
-        late.append(table, given.data, token="second", run_id="run", push_id="id-1", content="xyz")
+        late.append(table, given.data, token="second", run_id="run", push_id="id-1", content="1.0 xyz")
 
     assert ready.version == 1
+
+
+def test_rows_are_not_compared_over_versions_of_polars(ready: Table) -> None:
+    appended(Appender(ready.view), row("b", 2), token="first", push_id="id-1", content="1.0 abc")
+
+    again = appended(Appender(ready.view), row("b", 2), token="second", push_id="id-1", content="2.0 xyz")
+
+    assert again == Appended(1, again=True)
 
 
 def test_digest_tells_rows_apart_by_what_the_view_reads(ready: Table) -> None:
@@ -146,6 +154,18 @@ def test_columns_that_changed_for_another_thread_are_noticed(ready: Table) -> No
 
     with pytest.raises(UnavailableError, match="changed its columns meanwhile"):
         appender.append(table, given.data, token="token", run_id="run", push_id=None, content="")
+
+
+def test_the_table_is_held_open_for_some_commits_and_then_opened_anew(ready: Table) -> None:
+    appender = Appender(ready.view)
+    held = []
+    for minute in range(30):
+        held.append(appender.newest().delta)
+        appended(appender, row("b", minute))
+
+    opened = [number for number in range(1, 30) if held[number] is not held[number - 1]]
+    assert opened == [20]
+    assert ready.version == 30
 
 
 def test_a_table_that_was_made_anew_is_opened_anew(ready: Table) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -20,6 +23,7 @@ from materialize.metrics import write_to
 from materialize.model import Interval
 from materialize.online.dynamodb import DynamoDbStore
 from materialize.online.memory import MemoryStore
+from materialize.online.sqlite import SqliteStore
 from materialize.order import GENERATION
 from materialize.push import Pusher, PushReport, push
 from materialize.testing import CrashingStore
@@ -28,11 +32,11 @@ from tests.tables import NOW, SCHEMA, T0, Table, at, row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
     from tests.dynamodb_local import DynamoDbLocal
 
+PROJECT = Path(__file__).parents[1]
 VIEW = "spending"
 SECRET = "s3cret-value"
 
@@ -391,6 +395,19 @@ def test_rows_are_written_again_in_a_generation_that_began_meanwhile(table: Tabl
     brought(table, meddling)
 
 
+def test_a_rebuild_planned_before_and_begun_after_takes_rows_back_until_the_next_run(
+    table: Table, ready: OnlineStore
+) -> None:
+    plan = plan_of(table, ready, "rebuild")
+    assert pushed(table, ready, row("a", 2, 3.0), row("c", 1, 4.0)).online
+    begun = pipeline.begin(table.view, ready, plan, now=NOW)
+    pipeline.commit(table.view, ready, begun, [pipeline.write_piece(table.view, ready, begun, 0, now=NOW)], now=NOW)
+
+    assert amounts(table, ready) == {"a": 1.0, "b": 2.0}
+    incremental(table, ready)
+    assert amounts(table, ready) == {"a": 3.0, "b": 2.0, "c": 4.0}
+
+
 def test_rows_beside_a_changed_view_are_left_to_the_next_run(table: Table, meddling: Meddling) -> None:
     old = table.view
     changed = replace(old, features={**old.features, "more": old.features["count"]})
@@ -522,6 +539,39 @@ def test_what_dies_in_the_middle_of_the_merge_is_brought_by_the_next_run(
     assert there < len(rows)
     incremental(table, ready)
     assert amounts(table, ready) == {"a": 1.0, "b": 2.0} | {f"user-{number}": float(number) for number in range(12)}
+
+
+KILLED = """\
+import os, pathlib, sys
+from materialize.online.sqlite import SqliteStore
+from materialize.push import push
+from tests.stepping import run
+from tests.tables import Table, row
+class Killed(SqliteStore):
+    def merge(self, *_, **__):
+        os.kill(os.getpid(), 9)
+with Killed(sys.argv[2]) as store:
+    push(Table(pathlib.Path(sys.argv[1])).view, store, [row("a", 2, 3.0), row("c", 1, 4.0)], run("killed"), push_id="id-1")
+"""
+
+
+def test_a_process_that_is_killed_after_the_commit_leaves_the_rows_to_the_next_run(
+    table: Table, tmp_path: Path
+) -> None:
+    table.append(row("a", 1, 1.0), row("b", 5, 2.0))
+    url = f"sqlite:///{tmp_path}/killed.db"
+    with SqliteStore(url) as store:
+        incremental(table, store)
+
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(table.path), url], cwd=PROJECT, check=False, timeout=60
+        )
+
+        assert (done.returncode, table.version) == (-9, 1)
+        assert amounts(table, store) == {"a": 1.0, "b": 2.0}
+        assert pushed(table, store, row("a", 2, 3.0), row("c", 1, 4.0), push_id="id-1").again
+        assert amounts(table, store) == {"a": 3.0, "b": 2.0, "c": 4.0}
+        brought(table, store)
 
 
 class Silent(MemoryStore):

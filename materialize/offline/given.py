@@ -6,6 +6,7 @@ Nothing is changed on the way: a number has to be the same number in the column'
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -71,7 +72,7 @@ def given_rows(table: OfflineTable, rows: Any) -> GivenRows:
     fields = _fields(table)
     _check_names(table, fields, list(columns))
     height = len(next(iter(columns.values()))) if columns else 0
-    made: dict[str, pl.Series | pa.ChunkedArray] = {}
+    made: dict[str, _Column] = {}
     problems = []
     for name, field in fields.items():
         if name not in columns and field.generated:
@@ -86,9 +87,8 @@ def given_rows(table: OfflineTable, rows: Any) -> GivenRows:
             refused.setdefault(row, f"column {name!r}: {reason}")
     if problems:
         raise _refusal(table, problems)
-    data = pa.table({name: _arrow(column, fields[name].type) for name, column in made.items()})
-    view = table.view
-    frame = pl.DataFrame({name: column for name, column in made.items() if name in view.columns})
+    data, view = pa.table({name: column.arrow for name, column in made.items()}), table.view
+    frame = pl.DataFrame([made[name].polars for name in view.columns])
     created = (
         pl.lit(NO_CREATED)
         if view.created_timestamp is None
@@ -120,6 +120,14 @@ class _Field:
     generated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column in the table's type, twice: ``polars`` is None for a type that no view reads."""
+
+    arrow: pa.ChunkedArray
+    polars: pl.Series | None = None
+
+
 def _fields(table: OfflineTable) -> dict[str, _Field]:
     schema = table.delta.schema()
     told = {field["name"]: field["metadata"] for field in json.loads(schema.to_json())["fields"]}
@@ -136,10 +144,10 @@ def _columns(table: OfflineTable, rows: Any) -> tuple[dict[str, pa.ChunkedArray 
             data = pa.table(rows)
         except NOT_ARROW as error:
             raise _refusal(table, [f"found rows that Arrow does not take ({type(error).__name__})"]) from None
-        twice = [name for name in dict.fromkeys(data.column_names) if data.column_names.count(name) > 1]
-        if twice:
+        names = data.column_names
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise _refusal(table, [f"{name!r}: found it twice" for name in twice])
-        return dict(zip(data.column_names, data.columns, strict=True)), {}, False
+        return dict(zip(names, data.columns, strict=True)), {}, False
     if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
         names = list(dict.fromkeys(name for row in rows for name in row)) if rows else list(table.view.columns)
         if unnamed := [name for name in names if not isinstance(name, str)]:
@@ -199,16 +207,18 @@ def _fitted(
     height: int,
     *,
     rounded: bool,
-) -> tuple[pl.Series | pa.ChunkedArray, dict[int, str]]:
+) -> tuple[_Column, dict[int, str]]:
     """A column in the table's type, and why some of its values do not fit, by row. Raises _WrongType."""
     reasons: dict[int, str] = {}
     try:
-        target = pl.Series(name, [], dtype=polars_type(table.columns[name].type)).dtype
+        kind = polars_type(table.columns[name].type)
     except KeyError:  # a type that no view reads: a struct, a map
-        return _as_it_is(given, field, height), reasons
+        return _Column(_as_it_is(given, field, height)), reasons
     if given is None:
-        return _without_nulls(pl.Series(name, [None] * height, dtype=target), field, reasons), reasons
-    utc = table.view.timestamp_ntz == "UTC"
+        return _Column(
+            pa.chunked_array([pa.nulls(height, field.type)]), pl.Series(name, [None] * height, kind)
+        ), reasons
+    target, utc = kind() if isinstance(kind, type) else kind, table.view.timestamp_ntz == "UTC"
     values = _array(given, target, reasons, utc=utc) if isinstance(given, list) else given
     column = pl.Series(name, values)
     if column.dtype != target:
@@ -216,14 +226,11 @@ def _fitted(
             raise _WrongType(str(values.type))
         column, bad = _cast(column, target, rounded=rounded)
         reasons |= {int(row): f"does not fit into {table.columns[name].type}" for row in bad.arg_true()}
-    return _without_nulls(column, field, reasons), reasons
-
-
-def _without_nulls(column: pl.Series, field: _Field, reasons: dict[int, str]) -> pl.Series:
     if not field.nullable and column.null_count():
         for row in column.is_null().arg_true():
             reasons.setdefault(int(row), "null, which the table does not take")
-    return column
+    arrow = values if values.type == field.type else column.to_arrow().cast(field.type)
+    return _Column(arrow, column), reasons
 
 
 def _as_it_is(given: pa.ChunkedArray | list[Any] | None, field: _Field, height: int) -> pa.ChunkedArray:
@@ -325,7 +332,3 @@ def _cast(column: pl.Series, target: pl.DataType, *, rounded: bool) -> tuple[pl.
         infinite = pl.element().is_infinite()
         return made, made.list.eval(infinite).ne_missing(column.list.eval(infinite))
     return made, made.cast(column.dtype, strict=False).ne_missing(column)
-
-
-def _arrow(column: pl.Series | pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    return column.to_arrow().cast(kind) if isinstance(column, pl.Series) else column

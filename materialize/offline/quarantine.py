@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from materialize.offline.rows import OrderRows
     from materialize.offline.table import OfflineTable
 
-__all__ = ["HELD", "Quarantine", "erase", "held_rows", "mark_released", "row_texts", "told_rows"]
+__all__ = ["HELD", "Quarantine", "erase", "held_rows", "mark_released", "told_rows"]
 
 MOMENT = pl.Datetime("us", "UTC")
 #: The columns of a quarantine table. ``table_id``, ``table_version``: of the source, as the row was read; ``commit_version``: the commit that brought the
@@ -92,7 +92,7 @@ def told_rows(
             if view.created_timestamp is not None and view.created_timestamp != view.event_timestamp:
                 named[view.created_timestamp] = times["created"]
             whole = pl.concat([order.select(view.join_keys), features], how="horizontal").with_columns(**named)
-            texts = row_texts(whole, [name for name in names if name])
+            texts = _row_texts(whole, [name for name in names if name])
             yield order.select(
                 *(pl.lit(value).alias(name) for name, value in known.items()),
                 reason="__reason",
@@ -255,7 +255,7 @@ def _ids(texts: pl.Series) -> list[str]:
 # --- rows as text ------------------------------------------------------------------------------------------------------
 
 
-def row_texts(rows: pl.DataFrame, names: Sequence[str]) -> pl.Series:
+def _row_texts(rows: pl.DataFrame, names: Sequence[str]) -> pl.Series:
     """Each row as a JSON object of its columns *names*, in this order. Returns: String, no nulls.
 
     Integers keep all digits and floats their shortest exact text; NaN and the infinities, decimals, dates and times (ISO 8601)
