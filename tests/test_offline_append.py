@@ -214,6 +214,29 @@ def test_a_table_with_a_feature_that_cannot_be_written_is_refused(ready: Table) 
     assert ready.version == 1
 
 
+def test_a_commit_after_which_something_fails_is_found(table: Table) -> None:
+    """The checkpoint that deltalake writes after the commit cannot be written."""
+    table.append(row("a", 1, 1.0), configuration={"delta.checkpointInterval": "1"})
+    (table.path / "_delta_log" / f"{1:020d}.checkpoint.parquet" / "in the way").mkdir(parents=True)
+    appender = Appender(table.view)
+
+    assert appended(appender, row("b", 2)) == Appended(1, again=False)
+    assert info(table, 1)["materialize.token"] == "token"
+
+
+def test_a_table_that_went_away_in_the_commit_leaves_it_open_whether_it_is_there(ready: Table) -> None:
+    appender = Appender(ready.view)
+    table = appender.newest()
+    given = given_rows(table, [row(SECRET, 2)])
+    shutil.rmtree(ready.path)
+    ready.path.write_text("in the way")
+
+    with pytest.raises(OfflineStoreError, match=r"Whether they are in the table is not known") as told:
+        appender.append(table, given.data, token="token", run_id="run", push_id=None, content="")
+
+    assert SECRET not in str(told.value)
+
+
 def test_a_table_that_is_not_there_is_told(table: Table) -> None:
     with pytest.raises(OfflineStoreError, match="found no readable table there"):
         Appender(table.view).newest()

@@ -55,28 +55,29 @@ class Appender:
         self.view = view
         self.turn = threading.Lock()
         self.table: OfflineTable | None = None
-        self.mark: tuple[int, int] | None = None
         self.opened = 0
+        #: Of the commit file of the version *opened*.
+        self.mark: tuple[int, int] | None = None
 
     def newest(self) -> OfflineTable:
         """The table at its head, checked to feed the view. Raises as `offline.open_table` does."""
         with self.turn:
-            table = self._brought_up(self.table)
-            self.table, self.mark = table, table.log.mark(table.version)
-            return table
+            self.table = self._brought_up(self.table)
+            return self.table
 
     def _brought_up(self, held: OfflineTable | None) -> OfflineTable:
         self.table = None
         if held is not None and int(held.delta.version()) - self.opened < REOPENED:
             with reading(self.view):
                 # A table that was dropped and made again has another file there, or none.
-                same = self.mark is not None and held.log.mark(int(held.delta.version())) == self.mark
+                same = self.mark is not None and held.log.mark(self.opened) == self.mark
                 if same:
                     held.delta.update_incremental()
             if same:
                 return pinned(self.view, held.delta)
         opened = open_table(self.view)
-        self.opened = opened.version
+        with reading(self.view):
+            self.opened, self.mark = opened.version, opened.log.mark(opened.version)
         return opened
 
     def append(
@@ -110,10 +111,7 @@ class Appender:
                 if isinstance(found, Appended):
                     return found
                 raise self._translated(table, rows.num_rows, error, known=found) from None
-            version = self._version(table, base, token)
-            with suppress(OSError):
-                self.mark = table.log.mark(int(table.delta.version()))
-            return Appended(version, again=False)
+            return Appended(self._version(table, base, token), again=False)
 
     def _app(self, push_id: str | None) -> str | None:
         return None if push_id is None else f"materialize.push/{self.view.name}/{push_id}"
