@@ -27,6 +27,7 @@ from materialize.online.sqlite import SqliteStore
 from materialize.order import GENERATION
 from materialize.push import Pusher, PushReport, push
 from materialize.testing import CrashingStore
+from materialize.verify import verify
 from tests.stepping import amounts, incremental, plan_of, position, records, run
 from tests.tables import NOW, SCHEMA, T0, Table, at, row
 
@@ -605,6 +606,18 @@ def test_the_class_of_the_error_says_what_the_store_said(table: Table, ready: On
         pushed(table, CrashingStore(ready, after=1, effect=False, error=Full), row("a", 2, 2.0))
 
 
+def test_the_example_in_the_documentation_runs(
+    table: Table, ready: OnlineStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (PROJECT / "docs" / "push.md").read_text(encoding="utf-8")
+    example = text.partition("```python\n")[2].partition("```")[0]
+
+    exec(example, {"view": table.view, "store": ready, "message_id": "id-1"})
+
+    assert capsys.readouterr().out == "1 1 True\n"
+    assert amounts(table, ready)["4711"] == 12.5
+
+
 # --- beside it ---------------------------------------------------------------------------------------------------------
 
 
@@ -627,6 +640,15 @@ def test_logs_and_metrics_count_rows_and_name_none(
     assert "pushed view=spending store=default to=both version=1 rows=2" in caplog.text
     assert SECRET not in caplog.text + text
     assert pushing.__all__ == ["PushReport", "Pusher", "Where", "push"]
+
+
+def test_verify_takes_pushed_rows_for_newer_and_a_repair_leaves_them(table: Table, ready: OnlineStore) -> None:
+    pushed(table, ready, row("a", 2, 3.0), row("c", 1, 4.0))
+
+    report = verify(table.view, ready, run("verify"), repair=True)
+
+    assert (report.mismatched, report.repaired, report.newer) == (0, 0, 2)
+    assert amounts(table, ready) == {"a": 3.0, "b": 2.0, "c": 4.0}
 
 
 def test_a_backfill_beside_pushes_brings_nothing_older(table: Table, ready: OnlineStore) -> None:
