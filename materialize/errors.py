@@ -9,6 +9,7 @@
     |  |- StoreFullError    the operator: give it memory; what is written stays
     |  `- UnavailableError  nobody yet: a retry may help
     |     `- StoreChangedError  nobody: it lost something of what a run wrote, which is written again
+    |- RowsError            the caller of push: some of its rows cannot be stored
     |- WatermarkError       the operator: another run moved the watermark first
     |- BusyError            nobody yet: another run writes to the store; run again when it is done
     `- MismatchError        the operator: readers see something else than the table has
@@ -28,6 +29,7 @@ __all__ = [
     "OnlineStoreError",
     "QuarantineError",
     "RebuildNeeded",
+    "RowsError",
     "StoreChangedError",
     "StoreFullError",
     "UnavailableError",
@@ -89,6 +91,20 @@ class UnavailableError(OnlineStoreError):
 
 class StoreChangedError(UnavailableError):
     """The online store lost, or may have lost, something of what a run wrote. The watermark does not claim it; run again."""
+
+
+class RowsError(MaterializeError, ValueError):
+    """Rows that a caller gave cannot be stored as they are. None of them was written anywhere.
+
+    ``rows``: why, by index, as far as single rows are to blame.
+    """
+
+    def __init__(self, message: str, rows: dict[int, str] | None = None) -> None:
+        super().__init__(message, rows or {})
+        self.rows = rows or {}
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class WatermarkError(MaterializeError):

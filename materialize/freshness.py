@@ -33,6 +33,17 @@ class Freshness:
     table_version: int
     waiting_since: datetime | None
 
+    @property
+    def behind(self) -> int | None:
+        """How many versions of the table are not online; None where no version of this table is whole."""
+        if self.waiting_since is None:
+            return 0
+        return (
+            self.table_version - self.watermark.version
+            if self.watermark and self.watermark.version is not None
+            else None
+        )
+
     def age(self, now: datetime) -> timedelta | None:
         """How long the oldest commit has been waiting; None when none waits."""
         return None if self.waiting_since is None else now - self.waiting_since

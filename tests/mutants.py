@@ -576,6 +576,63 @@ MUTANTS = (
         "codec.tombstones([key], 1), at=1,",
         test="tests/test_forget.py",
     ),
+    # --- rows that applications push ---
+    Mutant(
+        "push: records carry the version before their commit",
+        "push.py",
+        "at=stamp(mark.generation, report.version)",
+        "at=stamp(mark.generation, report.version - 1)",
+        test="tests/test_push.py",
+    ),
+    Mutant(
+        "push: a generation that began meanwhile is not looked for",
+        "push.py",
+        "if found.generation == standing.mark.generation:",
+        "if True:",
+        test="tests/test_push.py::test_rows_are_written_again_in_a_generation_that_began_meanwhile",
+    ),
+    Mutant(
+        "push: a view that lost a feature counts as the same",
+        "push.py",
+        "if mark.schema != view.schema_text else None",
+        "if len(mark.schema) < len(view.schema_text) else None",
+        test="tests/test_push.py::test_a_view_that_was_loaded_differently_is_refused_before_the_commit",
+    ),
+    Mutant(
+        "push: entities that were erased are committed",
+        "push.py",
+        "    _check_erased(view, store, given)\n    return",
+        "    return",
+        test="tests/test_push.py::test_rows_of_an_erased_entity_are_refused_and_not_committed",
+    ),
+    Mutant(
+        "push: a table that was made anew is written as the old one",
+        "offline/append.py",
+        "same = self.mark is not None and held.log.mark(self.opened) == self.mark",
+        "same = True",
+        test="tests/test_offline_append.py::test_a_table_that_was_made_anew_is_opened_anew",
+    ),
+    Mutant(
+        "push: an id that another writer committed meanwhile is not found",
+        "offline/append.py",
+        "        found = mine or other\n",
+        "        found = mine\n",
+        test="tests/test_offline_append.py::test_the_same_id_at_the_same_time_is_committed_once",
+    ),
+    Mutant(
+        "push: the head counts as the own commit",
+        "offline/append.py",
+        "if table.log.info(version).get(TOKEN) == token:",
+        "if (version := table.log.newest(base)):",
+        test="tests/test_offline_append.py::test_each_of_many_writers_knows_the_version_of_its_commit",
+    ),
+    Mutant(
+        "push: values are cast as they come",
+        "offline/given.py",
+        "return made, made.cast(column.dtype, strict=False).ne_missing(column)",
+        "return made, made.is_null() & column.is_not_null()",
+        test="tests/test_offline_append.py",
+    ),
 )
 
 

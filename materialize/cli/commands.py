@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from materialize import metrics
-from materialize.cli import rights, runs, state, upkeep
+from materialize.cli import pushing, rights, runs, state, upkeep
 from materialize.cli.quarantine import quarantine
 from materialize.stop import Stopped
 
@@ -27,6 +27,7 @@ for command in (
     runs.rebuild,
     runs.backfill,
     runs.plan,
+    pushing.push,
     state.setup,
     runs.bulk_load,
     rights.iam_policy,

@@ -36,6 +36,7 @@ __all__ = [
     "held_back",
     "looked_at",
     "observed",
+    "pushed",
     "retried",
     "verified",
     "write_to",
@@ -134,6 +135,11 @@ def observed(view: str, store: str, now: Callable[[], datetime]) -> Iterator[Non
         raise
     finally:
         _emit((view, store), points)
+
+
+def pushed(view: str, store: str, to: str, rows: int) -> None:
+    """Count *rows* that a push committed."""
+    _emit((view, store), [Point("materialize.rows.pushed", rows, (view, store, to))])
 
 
 def verified(report: VerifyReport) -> None:

@@ -50,6 +50,13 @@ METRICS = {
         ),
         Metric("materialize.rows.read", "counter", "{row}", "Rows of the Delta table that finished runs read.", RUN),
         Metric(
+            "materialize.rows.pushed",
+            "counter",
+            "{row}",
+            "Rows that push committed to the Delta table; mode: where it brought them, both or offline.",
+            RUN,
+        ),
+        Metric(
             "materialize.rows.quarantined",
             "counter",
             "{row}",

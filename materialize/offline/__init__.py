@@ -1,7 +1,9 @@
 """The offline store: a Delta table in, what changed in it out. The only room that imports deltalake."""
 
+from materialize.offline.append import Appended, Appender, digest
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
+from materialize.offline.given import GivenRows, given_rows
 from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
 from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
@@ -9,15 +11,20 @@ from materialize.offline.rows import OrderRows, read_features, read_order, versi
 from materialize.offline.table import OfflineTable, open_table, reading
 
 __all__ = [
+    "Appended",
+    "Appender",
     "Change",
     "DataFile",
     "Difference",
+    "GivenRows",
     "LogReader",
     "OfflineTable",
     "OrderRows",
     "Quarantine",
     "changes_since",
+    "digest",
     "erase",
+    "given_rows",
     "held_rows",
     "live_rows",
     "live_rows_after",

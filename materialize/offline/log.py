@@ -190,6 +190,20 @@ class LogReader:
                 return int(moment) * 1_000
         return int(self.files.get_file_info(path).mtime_ns // 1_000)
 
+    def info(self, version: int) -> dict[str, Any]:
+        """What a commit says of itself (its commitInfo action), empty if nothing. Raises CommitGone when its file is not there."""
+        try:
+            with self.files.open_input_file(_commit_path(version)) as file:
+                actions = [json.loads(line) for line in file.read().splitlines() if b"commitInfo" in line]
+        except FileNotFoundError:
+            raise CommitGone(version, None) from None
+        return next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+
+    def mark(self, version: int) -> tuple[int, int] | None:
+        """What tells the file of a commit from another one of its name: its time and size; None where there is none."""
+        found = self.files.get_file_info(_commit_path(version))
+        return (found.mtime_ns or 0, found.size or 0) if found.type == pafs.FileType.File else None
+
     def file_versions(self, last: int) -> dict[str, int]:
         """The commit that brought the rows of each file, by path, as far as the log still tells.
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView, Interval
 
-__all__ = ["OfflineTable", "causes", "open_table", "reading"]
+__all__ = ["OfflineTable", "causes", "open_table", "pinned", "reading"]
 
 #: Reader features that change nothing here, or that reading through deltalake's file lists and deletion vectors covers.
 READER_FEATURES = frozenset(
@@ -51,6 +51,12 @@ def open_table(view: FeatureView, version: int | None = None, *, check: bool = T
     """
     with reading(view):
         delta = DeltaTable(view.source, version=version, storage_options=view.storage_options or None)
+    return pinned(view, delta, check=check)
+
+
+def pinned(view: FeatureView, delta: DeltaTable, *, check: bool = True) -> OfflineTable:
+    """The table of *view* that is open as *delta*, at its version there. Raises as `open_table` does."""
+    with reading(view):
         metadata, protocol = delta.metadata(), delta.protocol()
         table = OfflineTable(
             view=view,
