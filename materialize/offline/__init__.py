@@ -2,6 +2,7 @@
 
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
+from materialize.offline.history import CommitInfo, commits_told, newest_commits
 from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
 from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
@@ -10,6 +11,7 @@ from materialize.offline.table import OfflineTable, open_table, reading
 
 __all__ = [
     "Change",
+    "CommitInfo",
     "DataFile",
     "Difference",
     "LogReader",
@@ -17,11 +19,13 @@ __all__ = [
     "OrderRows",
     "Quarantine",
     "changes_since",
+    "commits_told",
     "erase",
     "held_rows",
     "live_rows",
     "live_rows_after",
     "mark_released",
+    "newest_commits",
     "open_table",
     "read_difference",
     "read_entities",
