@@ -11,6 +11,7 @@ import typer
 
 from materialize import metrics
 from materialize.cli import rights, runs, state, upkeep
+from materialize.cli.explain import explain
 from materialize.cli.quarantine import quarantine
 from materialize.stop import Stopped
 
@@ -33,6 +34,7 @@ for command in (
     rights.acl,
     state.status,
     state.lookup,
+    explain,
     runs.verify,
     state.doctor,
     upkeep.forget,

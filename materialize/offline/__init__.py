@@ -2,6 +2,7 @@
 
 from materialize.offline.changes import Change, changes_since, removed_since
 from materialize.offline.difference import Difference, read_difference, read_entities
+from materialize.offline.entity import EntityRows, join_values, read_entity
 from materialize.offline.history import CommitInfo, commits_told, newest_commits
 from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
@@ -14,6 +15,7 @@ __all__ = [
     "CommitInfo",
     "DataFile",
     "Difference",
+    "EntityRows",
     "LogReader",
     "OfflineTable",
     "OrderRows",
@@ -22,6 +24,7 @@ __all__ = [
     "commits_told",
     "erase",
     "held_rows",
+    "join_values",
     "live_rows",
     "live_rows_after",
     "mark_released",
@@ -29,6 +32,7 @@ __all__ = [
     "open_table",
     "read_difference",
     "read_entities",
+    "read_entity",
     "read_features",
     "read_order",
     "reading",
