@@ -168,9 +168,9 @@ class _Entity:
                 event_us=order["event_us"],
                 created_us=order["created_us"],
                 commit=order["version"],
-                exact=order["exact"],
-                file=order["file"],
-                removed_by=order["removed_by"],
+                exact=order["__exact"],
+                file=order["__file"],
+                removed_by=order["__removed_by"],
                 unstorable=reasons[place],
                 features=seen.get(place, values),
             )
@@ -181,9 +181,9 @@ class _Entity:
 
     def _unstorable(self, found: EntityRows) -> list[str | None]:
         """Why each row cannot be stored, None for one that can."""
-        order = found.order.with_columns(place=pl.int_range(found.order.height))
+        order = found.order.with_columns(__place=pl.int_range(found.order.height))
         _, wrong = latest.valid_rows(order, self.view, now=self.now, max_key_bytes=self.store.max_key_bytes)
-        reasons = dict(zip(wrong["place"], wrong["__reason"], strict=True))
+        reasons = dict(zip(wrong["__place"], wrong["__reason"], strict=True))
         values = codec.unstorable_rows(found.features, self.view, max_value_bytes=self.store.max_value_bytes)
         return [reasons.get(place) or (None if values is None else values[place]) for place in range(order.height)]
 

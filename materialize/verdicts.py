@@ -77,16 +77,16 @@ def floor_words(floor: int) -> str:
 
 
 def served_row(rows: Sequence[TableRow], held: HeldRecord | None) -> int | None:
-    """Which of *rows* the store holds; of several that are alike the one of the latest commit."""
+    """Which of *rows* (those that are there newest first, then those that are gone) the store holds; of several that are alike the first."""
     if held is None or held.event_us is None:
         return None
     order = (held.event_us, held.created_us)
-    alike = [
+    alike = (
         place
         for place, row in enumerate(rows)
         if row.unstorable is None and row.order == order and repr(row.features) == repr(held.features)
-    ]
-    return max(alike, key=lambda place: (rows[place].removed_by is None, rows[place].commit or -1), default=None)
+    )
+    return next(alike, None)
 
 
 def verdicts(rows: Sequence[TableRow], held: HeldRecord | None, times: Times) -> list[str]:

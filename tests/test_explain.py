@@ -100,6 +100,41 @@ def test_a_correction_at_the_same_event_time_wins_by_commit(table: Table, any_st
     assert words(told(table, any_store)) == [(2.0, "served"), (1.0, "same order, later commit wins")]
 
 
+def test_a_row_that_came_twice_is_served_from_the_later_commit(table: Table, any_store: OnlineStore) -> None:
+    for _ in range(2):
+        table.append(row("a", 5, 1.0))
+        incremental(table, any_store)
+
+    found = told(table, any_store)
+
+    assert [(one["commit"], one["verdict"]) for one in found.rows] == [
+        (1, "served"),
+        (0, "same order, later commit wins"),
+    ]
+
+
+def test_a_row_in_a_file_that_was_rewritten_for_another_is_not_gone(table: Table, any_store: OnlineStore) -> None:
+    table.append(row("a", 5, 1.0), row("b", 5, 2.0))
+    incremental(table, any_store)
+    table.delta.delete("user_id = 'b'")
+    incremental(table, any_store)
+
+    found = told(table, any_store)
+
+    assert words(found) == [(1.0, "served")]
+    assert "an earlier commit" in found.brought_by["exact"]  # type: ignore[index]
+    assert words(told(table, any_store, "b")) == [(2.0, "gone: commit 1 removed it")]
+
+
+def test_an_updated_row_is_gone_and_its_successor_served(table: Table, any_store: OnlineStore) -> None:
+    table.append(row("a", 5, 1.0), row("b", 5, 2.0))
+    incremental(table, any_store)
+    table.delta.update(new_values={"amount": 7.0}, predicate="user_id = 'a'")
+    incremental(table, any_store)
+
+    assert words(told(table, any_store)) == [(7.0, "served"), (1.0, "gone: commit 1 removed it")]
+
+
 def test_two_rows_of_one_commit_with_equal_times_are_told_as_such(table: Table, store: OnlineStore) -> None:
     table.append(row("a", 5, 1.0), row("a", 5, 2.0))
     incremental(table, store)
@@ -336,6 +371,62 @@ def test_a_key_of_another_spelling_or_type(tmp_path: Path, store: OnlineStore) -
         told(table, store, "seven")
     with pytest.raises(ValueError, match="expected one of amount, count, country"):
         told(table, store, "7", feature="amuont")
+
+
+def test_features_may_be_called_as_our_own_columns(tmp_path: Path, store: OnlineStore) -> None:
+    names = ("version", "position", "event_us", "file")
+    table = Table(tmp_path / "table", pa.schema([*SCHEMA, *((name, pa.float64()) for name in names)]))
+    table.change_view(features=dict.fromkeys(names, "float64"))
+    table.append(row("a", 1, **dict.fromkeys(names, 1.0)))
+    table.append(row("a", 2, **dict.fromkeys(names, 2.0)))
+    incremental(table, store)
+
+    found = told(table, store)
+
+    assert found.features == dict.fromkeys(names, 2.0)
+    assert [(one["features"]["version"], one["verdict"]) for one in found.rows] == [(2.0, "served"), (1.0, "older")]
+
+
+def test_partitions_and_keys_of_several_types(tmp_path: Path, store: OnlineStore) -> None:
+    schema = pa.schema([*SCHEMA, ("day", pa.date32()), ("new", pa.bool_())])
+    table = Table(tmp_path / "table", schema)
+    table.change_view(join_keys=("user_id", "day", "new"))
+    days = [at(0).date(), at(60 * 24).date()]
+    table.append(
+        *(row("a", 1, float(place), day=day, new=True) for place, day in enumerate(days)), partition_by=["day"]
+    )
+    incremental(table, store)
+
+    assert words(told(table, store, f"a|{days[1]}|true")) == [(1.0, "served")]
+    assert told(table, store, f"a|{days[1]}|false").status == "missing"
+    with pytest.raises(ValueError, match="'day': expected a value of type date"):
+        told(table, store, "a|yesterday|true")
+
+
+def test_what_cannot_be_looked_at_is_a_note(table: Table, store: OnlineStore) -> None:
+    table.append(row("a", 1, 1.0))
+    incremental(table, store)
+    for number in range(3):
+        table.append(row("a", 2 + number, float(number)), mode="overwrite")
+    table.delta.vacuum(retention_hours=0, dry_run=False, enforce_retention_duration=False)
+    table.delta.create_checkpoint()
+    table.log_file(0).unlink()
+    quarantine = tmp_quarantine(table)
+    quarantine.write_bytes(b"{")
+
+    found = told(table, store)
+
+    assert (found.status, found.disagrees) == ("present", None)
+    assert any(note.startswith("not compared with the table at the watermark") for note in found.notes)
+    assert any("data files that were removed" in note for note in found.notes)
+    assert any(note.startswith("the quarantine was not looked at") for note in found.notes)
+
+
+def tmp_quarantine(table: Table) -> Path:
+    """A quarantine table's only log file, of which the content is up to the caller."""
+    path = type(table.path)(str(table.view.quarantine_table)) / "_delta_log" / f"{0:020d}.json"
+    path.parent.mkdir(parents=True)
+    return path
 
 
 def test_a_view_that_never_loaded_is_no_disagreement(table: Table, store: OnlineStore) -> None:

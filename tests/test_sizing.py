@@ -187,6 +187,33 @@ def test_the_user_of_runs_may_weigh(table: Table, server: servers.Server) -> Non
     assert server.client.keys() == []
 
 
+def test_the_user_of_runs_may_weigh_in_a_cluster(table: Table, cluster: clusters.Cluster) -> None:
+    filled(table, "floats", 100)
+    line = acl_line(cluster.url, "run").replace(PLACEHOLDER, ">secret")
+    for one in cluster.servers:
+        one.client.execute_command(*line.split())
+    url = cluster.url.replace("redis+cluster://", "redis+cluster://materialize-run:secret@")
+
+    with RedisClusterStore(url) as store:
+        report = sized(table, store)
+
+    for one in cluster.servers:
+        one.client.execute_command("ACL", "DELUSER", "materialize-run")
+    assert report.measured["how"].startswith("MEMORY USAGE")
+    assert report.measured["memory_usage_bytes"] > 400
+    assert cluster.names() == set()
+
+
+def test_large_records_are_weighed_few_at_a_time(table: Table, valkey: servers.Server) -> None:
+    table.append(*(row(f"u{number}", number, country="x" * 100_000) for number in range(9)))
+    with RedisStore(valkey.url) as store:
+        valkey.client.config_resetstat()
+        report = sized(table, store)
+
+    assert report.measured["memory_usage_bytes"] > 100_000
+    assert valkey.client.info("commandstats")["cmdstat_evalsha"]["calls"] >= 5
+
+
 @pytest.mark.parametrize("role", ["read", "verify"])
 def test_who_may_not_weigh_gets_an_estimate_that_says_so(table: Table, server: servers.Server, role: str) -> None:
     filled(table, "floats", 100)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 __all__ = ["EntityRows", "join_values", "read_entity"]
 
 #: Columns that say where a row is and not what it is.
-PLACE = ("version", "position", "file", "removed_by")
+PLACE = ("version", "position", "__file", "__removed_by")
 
 
 @dataclass(frozen=True, slots=True)
 class EntityRows:
-    """``order``: the join keys, event_us, created_us Int64, version Int64 (the commit, null where the log does not tell), exact Boolean (else an
-    earlier commit may have brought it), file String (its path in the log), removed_by Int64 (the commit after which it is gone, null for
-    a row that is there), position UInt32. ``features``: the view's features in order, in their column types, of the same rows.
+    """``order``: the join keys, event_us, created_us Int64, version Int64 (the commit, null where the log does not tell), position UInt32, __exact Boolean
+    (else an earlier commit may have brought it), __file String (its path in the log), __removed_by Int64 (the commit after which it is gone, null for
+    a row that is there). ``features``: the view's features in order, in their column types, of the same rows.
     ``unread``: files that were removed from the table and not looked at.
     """
 
@@ -66,8 +66,8 @@ def read_entity(table: OfflineTable, of: pl.DataFrame, *, most_gone: int) -> Ent
         gone_paths = table.log.missing(left)
     left = {path: found for path, found in left.items() if path not in gone_paths}
     gone = _rows(table, [table.data_file(action, version=OLDEST) for _, action in left.values()], of)
-    by = [left[path][0] for path in gone["file"]]
-    gone = gone.with_columns(removed_by=pl.Series(by, dtype=pl.Int64)).sort("removed_by", descending=True)
+    by = [left[path][0] for path in gone["__file"]]
+    gone = gone.with_columns(pl.Series("__removed_by", by, dtype=pl.Int64)).sort("__removed_by", descending=True)
     # What is in the table again, or still, in the same or another file, is not gone.
     seen = {_identity(row) for row in live.iter_rows(named=True)}
     fresh = []
@@ -75,11 +75,16 @@ def read_entity(table: OfflineTable, of: pl.DataFrame, *, most_gone: int) -> Ent
         fresh.append((same := _identity(row)) not in seen)
         seen.add(same)
     gone = gone.filter(pl.Series(fresh, dtype=pl.Boolean))
-    both = pl.concat([live.with_columns(removed_by=pl.lit(None, pl.Int64)), gone])
-    newest = [pl.col("removed_by").is_null(), "event_us", "created_us", "version", "position"]
+    both = pl.concat([live.with_columns(__removed_by=pl.lit(None, pl.Int64)), gone])
+    newest = [pl.col("__removed_by").is_null(), "event_us", "created_us", "version", "position"]
     both = _with_commits(table, both).sort(newest, descending=True, nulls_last=True)
-    features = list(table.view.features)
-    return EntityRows(both.drop(features), both.select(features), len(removed) - len(left))
+    features = {_apart(name): name for name in table.view.features}
+    return EntityRows(both.drop(list(features)), both.select(list(features)).rename(features), len(removed) - len(left))
+
+
+def _apart(feature: str) -> str:
+    """The column of a feature beside the columns of the order, which it may be called like."""
+    return f"__feature {feature}"
 
 
 def _identity(row: dict[str, Any]) -> str:
@@ -93,8 +98,8 @@ def _rows(table: OfflineTable, files: list[DataFile], of: pl.DataFrame) -> pl.Da
     empty = {name: polars_type(table.columns[name].type) for name in table.view.features}
     features = pl.concat(blocks) if blocks else pl.DataFrame(schema=empty)
     of_file = np.searchsorted(np.cumsum(found.counts), same["position"].to_numpy(), side="right")
-    paths = pl.Series("file", [found.files[int(number)].path for number in of_file], dtype=pl.String)
-    return pl.concat([same.with_columns(paths), features], how="horizontal")
+    paths = pl.Series("__file", [found.files[int(number)].path for number in of_file], dtype=pl.String)
+    return pl.concat([same.with_columns(paths), features.rename(_apart)], how="horizontal")
 
 
 def _removed_files(table: OfflineTable) -> dict[str, tuple[int, dict[str, Any]]]:
@@ -113,8 +118,8 @@ def _removed_files(table: OfflineTable) -> dict[str, tuple[int, dict[str, Any]]]
 def _with_commits(table: OfflineTable, rows: pl.DataFrame) -> pl.DataFrame:
     with reading(table.view):
         brought, appended = table.log.file_versions(table.version), table.log.appended_files(table.version)
-    versions = [brought.get(path, OLDEST) for path in rows["file"]]
+    versions = [brought.get(path, OLDEST) for path in rows["__file"]]
     return rows.with_columns(
         version=pl.Series([None if one == OLDEST else one for one in versions], dtype=pl.Int64),
-        exact=pl.Series([path in appended for path in rows["file"]], dtype=pl.Boolean),
+        __exact=pl.Series([path in appended for path in rows["__file"]], dtype=pl.Boolean),
     )

@@ -75,13 +75,20 @@ def estimated(batch: EncodedBatch, head: str, why: str) -> Weights:
 def weights(replies: Sequence[Sequence[int]], info: Mapping[str, Any], *, expires: bool) -> Weights:
     """*replies*: of weigh.lua; with one key each in a cluster, where used_memory tells nothing of so little."""
     usage = statistics.fmean(size for reply in replies for size in reply[1:])
+    more = 0 if _cache_lines(info) else ENTRY_ROUNDING + EXPIRY_ENTRY * expires
     if max(map(len, replies)) <= 2:  # noqa: PLR2004 - one key
-        more = 0 if _cache_lines(info) else ENTRY_ROUNDING + EXPIRY_ENTRY * expires
         return Weights(usage + more, usage, None, f"MEMORY USAGE and {more} bytes of table entries")
     # The median: a table that is doubled in one of the calls is not part of a record.
     growth = statistics.median(reply[0] / (len(reply) - 1) for reply in replies)
-    if _cache_lines(info) or growth < usage:
+    if _cache_lines(info):
         return Weights(usage, usage, growth, "MEMORY USAGE; keys have no table entries beside")
+    if growth < usage:
+        return Weights(
+            usage + more,
+            usage,
+            growth,
+            f"MEMORY USAGE and {more} bytes of table entries, because used_memory grew less",
+        )
     return Weights(growth, usage, growth, "growth of used_memory; MEMORY USAGE leaves the entry of an expiry out")
 
 

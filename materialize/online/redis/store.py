@@ -217,8 +217,9 @@ class RedisStore(RedisServers):
         script, expiry = self.client.register_script(lua("weigh")), EXPIRY_MS if expires else ""
         keys = [self._key(name, key) for key in sample.keys.to_pylist()]
         records, replies = sample.values.to_pylist(), []
-        for low in range(0, len(keys), ROWS):
-            some, values = keys[low : low + ROWS], records[low : low + ROWS]
+        most = max(1, min(ROWS, BYTES_PER_CALL // max(map(len, records))))
+        for low in range(0, len(keys), most):
+            some, values = keys[low : low + most], records[low : low + most]
             replies += [self._patiently(subject, partial(script, keys=some, args=[expiry, *values]))]
         return replies
 
