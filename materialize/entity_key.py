@@ -10,7 +10,7 @@ import polars as pl
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["entity_keys", "format_key", "parse_key"]
+__all__ = ["entity_keys", "format_key", "key_parts", "parse_key"]
 
 #: Characters of a join key's text that an entity key escapes; "%" first.
 ESCAPES = (("%", "%25"), ("|", "%7C"), ("{", "%7B"), ("}", "%7D"))
@@ -52,6 +52,11 @@ def parse_key(text: str, join_keys: Sequence[str]) -> bytes:
             f"expected {len(join_keys)} part(s) for the join keys {', '.join(join_keys)}, separated by '|' ('|' in a value is written %7C), found {len(parts)}"
         )
     return "|".join(_escaped(_unescaped(part)) for part in parts).encode()
+
+
+def key_parts(key: bytes) -> list[str]:
+    """The texts of the join key values in an entity key, in the view's order."""
+    return [_unescaped(part) for part in key.decode().split("|")]
 
 
 def _escaped(text: str) -> str:

@@ -243,13 +243,16 @@ class TableSettings:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What a store costs, for `plan`, as somebody looked it up on a day: a million write and read units, a gigabyte loaded from files."""
+    """What a store costs, for `plan`, as somebody looked it up on a day: a million write and read units, a gigabyte loaded from files,
+    a gigabyte kept for a month.
+    """
 
     as_of: date
     currency: str
     million_write_units: float
     million_read_units: float
     bulk_gigabyte: float | None = None
+    gigabyte_month: float | None = None
 
 
 #: Rows of one run of the backfill form that nobody has to approve, unless a store's entry says otherwise: some minutes of full load.

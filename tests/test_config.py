@@ -783,13 +783,14 @@ def test_settings_reach_the_store(folder: Path) -> None:
             million_write_units: 0.625
             million_read_units: 0
             bulk_gigabyte: 0.15
+            gigabyte_month: 0.25
         """
     )
 
     store = load(folder).online_stores["default"]
 
     assert store.tables == TableSettings(1000, 500, True, {"team": "fraud", "cost centre": "7"})  # noqa: FBT003 - as its fields
-    assert store.prices == Prices(date(2026, 11, 1), "EUR", 0.625, 0.0, 0.15)
+    assert store.prices == Prices(date(2026, 11, 1), "EUR", 0.625, 0.0, 0.15, 0.25)
 
 
 def test_without_settings_tables_are_on_demand_and_nothing_has_a_price(folder: Path) -> None:
@@ -873,7 +874,7 @@ def test_settings_stay_when_an_airflow_connection_gives_the_url(folder: Path) ->
         (prices_with(million_read_units="-1"), f"{READ_PRICE}, found -1"),
         (prices_with(million_read_units="true"), f"{READ_PRICE}, found True"),
         (prices_with(bulk_gigabyte="-1"), "prices.bulk_gigabyte: expected the price of a gigabyte of bulk-load, such as 0.15, found -1"),
-        (prices_with(gigabyte="1"), "prices.gigabyte: unknown key, expected one of as_of, currency, million_write_units, million_read_units, bulk_gigabyte (did you mean 'bulk_gigabyte'?)"),
+        (prices_with(gigabyte="1"), "prices.gigabyte: unknown key, expected one of as_of, currency, million_write_units, million_read_units, bulk_gigabyte, gigabyte_month (did you mean 'bulk_gigabyte'?)"),
     ],
 )  # fmt: skip
 def test_wrong_setting_names_key_found_and_expected(folder: Path, settings: str, problem: str) -> None:

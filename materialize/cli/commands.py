@@ -11,6 +11,7 @@ import typer
 
 from materialize import metrics
 from materialize.cli import pushing, rights, runs, state, upkeep
+from materialize.cli.explain import explain
 from materialize.cli.quarantine import quarantine
 from materialize.stop import Stopped
 
@@ -34,6 +35,7 @@ for command in (
     rights.acl,
     state.status,
     state.lookup,
+    explain,
     runs.verify,
     state.doctor,
     upkeep.forget,

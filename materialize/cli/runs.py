@@ -29,7 +29,8 @@ from materialize.cli.options import (
     seconds,
 )
 from materialize.cli.show import INTERNAL, print_facts, print_report, talk
-from materialize.cli.targets import Options, Target, for_each
+from materialize.cli.sizing import Asked, ChangesPerDay, Entities, NodePrice, ReadsPerSecond, show_size
+from materialize.cli.targets import Options, Target, for_each, usage_error
 from materialize.errors import MismatchError
 from materialize.stop import stop_on
 
@@ -100,11 +101,22 @@ def plan(
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,
     *,
+    sizing: Annotated[bool, typer.Option("--sizing", help="Say what the view takes and costs in its stores.")] = False,
+    entities: Entities = None,
+    changes_per_day: ChangesPerDay = None,
+    reads_per_second: ReadsPerSecond = 100.0,
+    node_price: NodePrice = None,
     as_json: AsJson = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Say what an incremental run would do, and why. Writes nothing."""
+    """Say what an incremental run would do, and why; with --sizing, what memory and money the view needs. Changes nothing."""
     options = Options(config, store, as_json, verbose)
+    if sizing:
+        asked = Asked(entities, changes_per_day, reads_per_second, node_price)
+        for_each(options, views, partial(show_size, options, asked))
+        return
+    if entities is not None or changes_per_day is not None or node_price is not None:
+        usage_error("found --entities, --changes-per-day or --node-price, expected them with --sizing")
     for_each(options, views, partial(_plan, options, "incremental"))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from materialize.model import RunReport
     from materialize.serving import FeatureVector
 
-__all__ = ["INTERNAL", "print_facts", "print_json", "print_report", "print_table", "print_vector", "talk"]
+__all__ = ["INTERNAL", "output", "print_facts", "print_json", "print_report", "print_table", "print_vector", "talk"]
 
 talk = Console(stderr=True, highlight=False, soft_wrap=True)
 output = Console(highlight=False, soft_wrap=True)

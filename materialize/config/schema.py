@@ -168,6 +168,7 @@ class PriceKeys(Keys):
     million_write_units: Price = Field(description="the price of a million write units, such as 0.625")
     million_read_units: Price = Field(description="the price of a million read units, such as 0.125")
     bulk_gigabyte: Price | None = Field(None, description="the price of a gigabyte of bulk-load, such as 0.15")
+    gigabyte_month: Price | None = Field(None, description="the price of a gigabyte kept for a month, such as 0.25")
 
 
 def checked_keys(document: Document, keys: type[Keys], data: Any, parent: Loc = ()) -> Any:

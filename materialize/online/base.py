@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from materialize.evidence import Facts
     from materialize.model import FeatureView, Mode, Retention
+    from materialize.online.demand import Demand
     from materialize.online.pace import Probe
 
     Outcomes = npt.NDArray[np.uint8]
@@ -213,6 +214,13 @@ class OnlineStore(ABC):
         *first*: it loads the view. Reads no record.
         """
         return {}
+
+    def size(self, view: FeatureView, sample: EncodedBatch, demand: Demand) -> dict[str, Any]:  # noqa: ARG002 - most stores cannot tell
+        """What the entities of *demand* take and cost in this store, measured with the records of *sample*, as facts for people.
+
+        Touches no key of the view. After it returns or raises, nothing of the sample is left in the store.
+        """
+        return {"sizing": "not available: this store tells no sizes"}
 
     def bulk(self, view: str, location: str) -> BulkStore:
         """What a first load of *view* may be written to, as files at *location* that the store then reads by itself.

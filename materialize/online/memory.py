@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,9 @@ from materialize.online.base import EncodedBatch, OnlineStore, pack_order, unpac
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from materialize.model import Retention
+    from materialize.model import FeatureView, Retention
     from materialize.online.base import Outcomes
+    from materialize.online.demand import Demand
 
 __all__ = ["MemoryStore"]
 
@@ -92,6 +93,9 @@ class MemoryStore(OnlineStore):
                 return False
             self.content.cells[view, name] = new
             return True
+
+    def size(self, view: FeatureView, sample: EncodedBatch, demand: Demand) -> dict[str, Any]:  # noqa: ARG002 - nothing to weigh
+        return {"sizing": "not available: the memory store is for tests, and ends with its process"}
 
     def purge(self, view: str, now_us: int) -> None:
         with self.content.lock:

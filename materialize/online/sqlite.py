@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,14 +22,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from materialize.errors import OnlineStoreError, UnavailableError
+from materialize.model import Retention
 from materialize.online.base import HEADER, LEAD_BYTES, EncodedBatch, OnlineStore, pack_order
 from materialize.order import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from materialize.model import Retention
+    from materialize.model import FeatureView
     from materialize.online.base import Outcomes
+    from materialize.online.demand import Demand
 
 __all__ = ["SqliteStore"]
 
@@ -132,6 +135,24 @@ class SqliteStore(OnlineStore):
                 connection.execute(STATEMENTS["write_cell"], (view, name, new))
             connection.execute("COMMIT")
         return matches
+
+    def size(self, view: FeatureView, sample: EncodedBatch, demand: Demand) -> dict[str, Any]:
+        """The *sample* is written to a file of its own, which is removed."""
+        with tempfile.TemporaryDirectory(prefix="materialize-sizing-") as folder:
+            path = Path(folder) / "sample.db"
+            sizes = []
+            for rows in (0, len(sample.keys)):
+                with SqliteStore(
+                    f"sqlite:///{path}"
+                ) as scratch:  # closing it brings everything from the WAL to the file
+                    if rows:
+                        keep = 2**53 if view.ttl is not None else 0
+                        scratch.merge(view.name, sample, tie_wins=False, retention=Retention(view.ttl_us, keep))
+                    else:
+                        scratch.describe()
+                sizes.append(path.stat().st_size)
+        each = (sizes[1] - sizes[0]) / len(sample.keys)
+        return {"bytes_each": round(each, 1), "how": "growth of a file", "file": round(demand.entities * each)}
 
     def purge(self, view: str, now_us: int) -> None:
         with self._connection(self.writer, f"purge feature view {view!r} in") as connection:

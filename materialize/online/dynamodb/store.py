@@ -31,12 +31,14 @@ from materialize.online.dynamodb.items import CELL, KEY, MAX_VALUE_BYTES, ORDER,
 from materialize.online.dynamodb.load import READS, Load, Rule
 from materialize.online.dynamodb.pace import Pace
 from materialize.online.dynamodb.sending import PATIENCE, Sending
+from materialize.online.dynamodb.sizing import Items, item_sizes, sizing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from materialize.model import FeatureView, Mode, Prices, Retention
     from materialize.online.base import Outcomes
+    from materialize.online.demand import Demand
     from materialize.online.reading import ReadTerms
 
 __all__ = ["DynamoDbStore"]
@@ -261,6 +263,11 @@ class DynamoDbStore(OnlineStore):
         with self.client.translated(f"read the capacity of feature view {view.name!r} in", view.name):
             rate = self.pace(self.address.table(view.name)).full
         return estimate(view, rows, mode, rate, self.prices, first=first)
+
+    def size(self, view: FeatureView, sample: EncodedBatch, demand: Demand) -> dict[str, Any]:
+        """Nothing is written or asked: DynamoDB documents what an item takes."""
+        sizes = item_sizes(sample, shared_view=view.name if self.address.shared else None, expires=view.ttl is not None)
+        return sizing(Items.of(sizes), demand, self.prices)
 
     def bulk(self, view: str, location: str) -> BulkStore:
         """*location*: ``s3://BUCKET/PREFIX``, in the region of the store."""

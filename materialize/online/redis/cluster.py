@@ -19,6 +19,7 @@ from materialize.online.redis.framing import bulk, command, lua, outcomes_of, wr
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, scanned
+from materialize.online.redis.sizing import EXPIRY_MS
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
 from materialize.online.redis.store import Columns, framed
 from materialize.online.redis.topology import ClusterServers
@@ -273,6 +274,21 @@ class RedisClusterStore(RedisServers):
             requests = [command(b"MEMORY", b"USAGE", name) for name in names]
             there = [size for size in self._each(_slots(names), requests, patience, write=False) if size]
         return sum(there) / len(there) if there else None
+
+    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool) -> list[list[int]]:
+        patience, expiry = Patience(self.address.deadline), b"%d" % EXPIRY_MS if expires else b""
+        names, script = [self._key(name, key) for key in sample.keys.to_pylist()], lua("weigh").encode()
+        requests = [
+            command(b"EVAL", script, b"1", key, expiry, record)
+            for key, record in zip(names, sample.values.to_pylist(), strict=True)
+        ]
+        with translated(subject, self.address, patience, self._figures):
+            return self._each(_slots(names), requests, patience, write=True)
+
+    def _most_slots(self, subject: str) -> int:
+        with translated(subject, self.address):
+            owner = self.servers.topology().owner
+        return int(np.bincount(owner[owner >= 0]).max(initial=1))
 
     # --- cells ---
 

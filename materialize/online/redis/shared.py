@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from redis import exceptions as driver
 
-from materialize.errors import UnavailableError
+from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.online.base import OnlineStore
 from materialize.online.redis.address import parse
 from materialize.online.redis.answers import LOST, Patience, passes, translated
@@ -21,6 +21,7 @@ from materialize.online.redis.evidence import evidence_of, settle
 from materialize.online.redis.framing import read_reply
 from materialize.online.redis.routes import KEYS_PER_READ
 from materialize.online.redis.serving import reading_of, under
+from materialize.online.redis.sizing import estimated, scratch, sizing, weights
 from materialize.online.redis.wire import ThreadWire, run
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from redis.connection import Connection
 
     from materialize.evidence import Facts
+    from materialize.model import FeatureView
+    from materialize.online.base import EncodedBatch
+    from materialize.online.demand import Demand
     from materialize.online.reading import ReadTerms
 
 __all__ = ["CURSORS", "KEYS_PER_READ", "RedisServers", "held", "scanned"]
@@ -141,6 +145,38 @@ class RedisServers(OnlineStore):
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         return run(self.reading.cell(view, name))
+
+    def size(self, view: FeatureView, sample: EncodedBatch, demand: Demand) -> dict[str, Any]:
+        """The *sample* is written under names that no view has, and removed by the call that writes it. Its rights are those of runs; where
+        they lack, or the server is full, the facts say so and are estimated.
+        """
+        told: Mapping[str, dict[str, Any]] = {}
+        expires, head = view.ttl is not None, f"{self.prefix}:{view.name}:"
+        subject = f"weigh records of feature view {view.name!r} in"
+        try:
+            told = self._patiently(subject, lambda: {node: one.info() for node, one in self._clients().items()})
+            info = next(iter(told.values()), {})
+            weighed = weights(self._weigh(scratch(view.name), sample, subject, expires=expires), info, expires=expires)
+        except UnavailableError:
+            raise
+        except OnlineStoreError as refused:
+            weighed = estimated(sample, head, str(refused))
+        facts = sizing(weighed, told, demand, expires=expires, slots=self._most_slots(subject))
+        try:
+            online = self.record_bytes(view.name, sample.keys.to_pylist())
+        except UnavailableError:
+            raise
+        except OnlineStoreError:
+            online = None
+        return facts | {"online_record_bytes": None if online is None else round(online, 1)}
+
+    @abstractmethod
+    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool) -> list[list[int]]:
+        """What weigh.lua told of the records of *sample* under the view *name*, in one or several calls."""
+
+    def _most_slots(self, subject: str) -> int | None:  # noqa: ARG002 - one server has all keys
+        """The slots of the server of a cluster that has most of them, None for no cluster."""
+        return None
 
     def purge(self, view: str, now_us: int) -> None:
         """Nothing to do: keys carry their own expiry."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from materialize.online.redis.evidence import ask_position
 from materialize.online.redis.framing import bulk, lua, outcomes_of, read_reply, write_options
 from materialize.online.redis.probe import RedisProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, held, scanned
+from materialize.online.redis.sizing import EXPIRY_MS, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -193,6 +195,16 @@ class RedisStore(RedisServers):
         )
         there = [size for size in sizes if size]
         return sum(there) / len(there) if there else None
+
+    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool) -> list[list[int]]:
+        script, expiry = self.client.register_script(lua("weigh")), EXPIRY_MS if expires else ""
+        keys = [self._key(name, key) for key in sample.keys.to_pylist()]
+        records, replies = sample.values.to_pylist(), []
+        most = max(1, min(ROWS, BYTES_PER_CALL // max(map(len, records))))
+        for low in range(0, len(keys), most):
+            some, values = keys[low : low + most], records[low : low + most]
+            replies += [self._patiently(subject, partial(script, keys=some, args=[expiry, *values]))]
+        return replies
 
     def open_probe(self, view: str) -> RedisProbe:
         return RedisProbe(self.pool.make_connection(), self._cell(view, "watermark"), self.address)
