@@ -20,7 +20,7 @@ from materialize.order import ERASED, GENERATION, stamp
 from materialize.verdicts import HeldRecord, TableRow, Times, disagreement, verdicts
 from materialize.verify import verify
 from tests.projects import PAST, Project
-from tests.stepping import incremental, plan_of, run
+from tests.stepping import incremental, plan_of, run, vectors
 from tests.tables import NOW, SCHEMA, Table, at, row
 
 if TYPE_CHECKING:
