@@ -298,13 +298,15 @@ def _brought(table: OfflineTable, row: TableRow) -> dict[str, Any]:
 
 
 def _row(row: TableRow, verdict: str, feature: str | None) -> dict[str, Any]:
+    # Of an entity that was erased nothing is told but that old files still have rows.
+    values = {} if verdict == "erased" else row.features
     return {
         "event_time": _moment(row.event_us),
         "created_time": _moment(None if row.created_us == NO_CREATED else row.created_us),
         "commit": row.commit,
         "file": row.file,
         "verdict": verdict,
-        "features": {name: value for name, value in row.features.items() if name == (feature or name)},
+        "features": {name: value for name, value in values.items() if name == (feature or name)},
     }
 
 

@@ -147,7 +147,7 @@ def _encoded(
     drawn = some.sample(min(SAMPLE, some.height), seed=0).sort("position")
     blocks = [features for _, features in read_features(table, order, drawn["position"])]
     if blocks:
-        features = pl.concat(blocks)
+        features = pl.concat(blocks, rechunk=True)  # with several chunks polars selects a literal as many times
         bad = codec.unstorable_rows(features, view, max_value_bytes=store.max_value_bytes)
         if bad is not None:
             drawn, features = drawn.filter(bad.is_null()), features.filter(bad.is_null())

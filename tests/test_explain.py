@@ -226,7 +226,7 @@ def test_a_forgotten_entity_is_erased(table: Table, any_store: OnlineStore) -> N
 
     found = told(table, any_store)
 
-    assert (found.status, words(found), found.disagrees) == ("erased", [(1.0, "erased")], None)
+    assert (found.status, words(found), found.disagrees) == ("erased", [(None, "erased")], None)
     assert "erased for good" in found.record["floor"]  # type: ignore[index]
 
 

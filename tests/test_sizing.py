@@ -418,6 +418,16 @@ def test_changes_are_unknown_where_the_log_is_young(table: Table, store: OnlineS
     assert (report.changes_per_day, report.changes_are[:7]) == (None, "unknown")
 
 
+def test_a_sample_from_several_blocks_of_a_file(table: Table, store: OnlineStore) -> None:
+    """A block has 1,024 rows of features that are so wide."""
+    nothing = pa.nulls(2_500, pa.list_(pa.float64()))
+    numbers = pa.array(np.arange(2_500.0))
+    table.append_table(pa.table(columns(2_500, 4) | {"wide": nothing, "number": numbers}))
+    table.change_view(features={"wide": "list<float64,8192>", "number": "float64"})
+
+    assert sized(table, store).sample == 1_000
+
+
 def test_only_the_latest_rows_are_weighed(table: Table) -> None:
     table.append(row("a", 1, country="x" * 500), row("b", 1))
     table.append(row("a", 2, country=""))

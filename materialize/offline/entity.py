@@ -79,7 +79,9 @@ def read_entity(table: OfflineTable, of: pl.DataFrame, *, most_gone: int) -> Ent
     newest = [pl.col("__removed_by").is_null(), "event_us", "created_us", "version", "position"]
     both = _with_commits(table, both).sort(newest, descending=True, nulls_last=True)
     features = {_apart(name): name for name in table.view.features}
-    return EntityRows(both.drop(list(features)), both.select(list(features)).rename(features), len(removed) - len(left))
+    return EntityRows(
+        both.drop(list(features)), both.select(list(features)).rename(features).rechunk(), len(removed) - len(left)
+    )
 
 
 def _apart(feature: str) -> str:
