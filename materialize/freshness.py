@@ -26,23 +26,14 @@ class Freshness:
 
     ``waiting_since``: when the oldest commit was made that is not online yet; None when none waits. That is what "fresh" means
     here: a table that nobody writes to is fresh however old its newest event, and a run that found nothing new proves nothing.
+    ``behind``: versions of the table that are not online, None where no version of this table is online whole.
     """
 
     state: Literal["up to date", "behind", "never loaded", "snapshot run unfinished"]
     watermark: Watermark | None
     table_version: int
     waiting_since: datetime | None
-
-    @property
-    def behind(self) -> int | None:
-        """How many versions of the table are not online; None where no version of this table is whole."""
-        if self.waiting_since is None:
-            return 0
-        return (
-            self.table_version - self.watermark.version
-            if self.watermark and self.watermark.version is not None
-            else None
-        )
+    behind: int | None = None
 
     def age(self, now: datetime) -> timedelta | None:
         """How long the oldest commit has been waiting; None when none waits."""
@@ -63,11 +54,11 @@ def freshness(view: FeatureView, store: OnlineStore) -> Freshness:
     found = with_retry(partial(watermark.read, store, view.name))
     online = None if found is None or found.table_id != table.table_id else found.version
     if online is not None and online >= table.version:
-        return Freshness("up to date", found, table.version, None)
+        return Freshness("up to date", found, table.version, None, 0)
     waiting = from_us(table.committed_us(0 if online is None else online + 1))
     if found is None:
         return Freshness("never loaded", found, table.version, waiting)
     state: Literal["behind", "snapshot run unfinished"] = (
         "behind" if found.version is not None else "snapshot run unfinished"
     )
-    return Freshness(state, found, table.version, waiting)
+    return Freshness(state, found, table.version, waiting, None if online is None else table.version - online)

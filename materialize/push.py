@@ -12,7 +12,7 @@ import secrets
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from materialize import codec, latest, metrics, watermark
 from materialize.entity_key import entity_keys
@@ -131,6 +131,10 @@ class Pusher:
         before the commit, and OnlineStoreError and UnavailableError, which say so, after it.
         """
         started = time.monotonic()
+        if to not in get_args(Where):
+            raise ValueError(
+                f"feature view {self.view.name!r}: found a push to {to!r}, expected one to {' or '.join(get_args(Where))}"
+            )
         store = self.store if to == "both" else None
         if to == "both" and store is None:
             raise ValueError(

@@ -76,6 +76,7 @@ def test_view_is_behind_since_the_oldest_commit_that_is_not_online(table: Table,
     found = freshness(table.view, store)
 
     assert (found.state, found.table_version, found.waiting_since) == ("behind", 4, DAY + 3 * HOUR)
+    assert found.behind == 2
     assert found.age(DAY + 5 * HOUR) == 2 * HOUR
     assert not found.late(DAY + 5 * HOUR, 2 * HOUR)
     assert found.late(DAY + 5 * HOUR, 2 * HOUR - timedelta(seconds=1))
@@ -128,6 +129,7 @@ def test_table_that_was_made_anew_waits_since_its_first_commit(
     found = freshness(replace(table.view, source=str(other.path)), store)
 
     assert (found.state, found.table_version, found.waiting_since) == ("behind", 0, DAY + 20 * HOUR)
+    assert found.behind is None
 
 
 def test_table_that_cannot_be_read_is_an_error(table: Table, store: OnlineStore) -> None:

@@ -452,6 +452,13 @@ def test_write_through_needs_a_store(table: Table) -> None:
         pushed(table, None, row("a", 2))
 
 
+def test_another_way_is_a_mistake(table: Table, ready: OnlineStore) -> None:
+    with pytest.raises(ValueError, match="found a push to 'online', expected one to both or offline"):
+        pushed(table, ready, row("a", 2), to="online")
+
+    assert table.version == 0
+
+
 # --- again -------------------------------------------------------------------------------------------------------------
 
 
@@ -565,7 +572,7 @@ def test_a_process_that_is_killed_after_the_commit_leaves_the_rows_to_the_next_r
         incremental(table, store)
 
         done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(table.path), url], cwd=PROJECT, check=False, timeout=60
+            [sys.executable, "-c", KILLED, str(table.path), url], cwd=PROJECT, check=False, timeout=180
         )
 
         assert (done.returncode, table.version) == (-9, 1)

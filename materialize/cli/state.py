@@ -96,7 +96,7 @@ def _status(target: Target) -> dict[str, Any]:
         "state": found.state,
         "watermark_version": version,
         "table_version": found.table_version,
-        "behind": None if version is None else found.table_version - version,
+        "behind": found.behind,
         "waiting": None if age is None else duration_text(timedelta(seconds=round(age.total_seconds()))),
         "late": None if wanted is None else found.late(now, wanted),
         "event_timestamp": _iso(None if mark is None else mark.event_us),
