@@ -148,6 +148,18 @@ def test_an_answer_that_comes_late_is_never_that_of_another_read(valkey: servers
         assert len(proxy.fired) == len(late)
 
 
+def test_bytes_that_nobody_asked_for_are_never_an_answer(valkey: servers.Server) -> None:
+    fill(valkey, "view")
+    valkey.client.set("fs:view:schemas", b"{}")
+    with FaultProxy(valkey.port) as proxy, opened(f"redis://127.0.0.1:{proxy.port}", PATIENT) as store:
+        for _ in range(3):
+            assert store.read_cell("view", "schemas") == b"{}"
+            proxy.links[-1].client.sendall(b"$5\r\nstale\r\n")
+
+        assert store.read_cell("view", "schemas") == b"{}"
+        assert len(proxy.links) == 4
+
+
 @pytest.mark.parametrize("kind", ["cut", "reset", "swallow"])
 def test_a_connection_that_ends_anywhere_is_replaced_at_once(valkey: servers.Server, kind: str) -> None:
     fill(valkey, "view")

@@ -325,3 +325,35 @@ def test_a_reader_with_the_printed_rights_may_read_replicas(
     finally:
         for one in mirrored.servers:
             one.client.execute_command("ACL", "DELUSER", "materialize-read")
+
+
+def test_a_primary_that_dies_is_replaced_and_read_from_its_replica_meanwhile(
+    mirrored: Cluster, first: list[bytes]
+) -> None:
+    """The last test of the cluster, which is another one then."""
+    config = OnlineStoreConfig("default", mirrored.url)
+    primary, replica = mirrored.servers[0], mirrored.servers[3]
+    readers = [
+        (kind(config, PRIMARY), kind(config, TERMS))
+        for kind in (open_reader, lambda *of: Waited(open_async_reader(*of)))
+    ]
+    try:
+        for reader in (one for both in readers for one in both):
+            assert read(reader, *KEYS) == [record("view", key) for key in KEYS]
+        primary.process.kill()
+        primary.process.wait()
+
+        for reader, of_replicas in readers:
+            with pytest.raises(UnavailableError):
+                read(reader, *first)
+            for _ in range(5):
+                assert read(of_replicas, *first) == [record("view", key) for key in first]
+        wait_until(lambda: replica.client.info("replication")["role"] == "master", "the replica is the primary")
+
+        for reader in (one for both in readers for one in both):
+            wait_until(lambda reader=reader: answers(reader, first[0]), "the new primary is found", 5)
+            for key in first[:50]:
+                assert read(reader, key) == [record("view", key)]
+    finally:
+        for reader in (one for both in readers for one in both):
+            reader.close()
