@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from materialize import lease, pipeline
 from materialize.cli import app
 from materialize.errors import ConfigError, MaterializeError, OnlineStoreError, UnavailableError
+from materialize.model import Retention
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
 from materialize.pipeline import Run
@@ -55,11 +56,25 @@ def used_by_runs(server: servers.Server, store: RedisStore, table: Table) -> Non
         store.merge("other", batch, tie_wins=True, retention=FOREVER)
         store.merge("other", make_batch([Row(b"k", 9), Row(b"l", 9)]), tie_wins=True, retention=FOREVER)
         server.client.script_flush()
+    used_by_layouts(store)
     assert store.record_bytes("other", [b"k"])  # asked where a server has a limit of memory
     store.describe()
 
 
+def used_by_layouts(store: RedisStore) -> None:
+    """What writes to hashes do: new ones, with an expiry, over strings, and one that stays and loses its expiry."""
+    store.hashed = frozenset({"other"})
+    expiring = Retention(ttl_us=4 * 10**15, keep_until_us=4 * 10**15)
+    for event in (10, 11):
+        store.merge(
+            "other", make_batch([Row(b"k", event, version=AT + 9), Row(b"new")]), tie_wins=True, retention=expiring
+        )
+    store.replace("other", make_batch([Row(b"k", 1)], floor=AT), at=AT, retention=FOREVER)
+
+
 def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> None:
+    assert store.read(table.view.name, [b"nobody"]) == [None]
+    assert store.read(table.view.name, [b"nobody", b"else"]) == [None, None]
     assert verify(table.view, store, RUN).compared == 2
     assert lease.current(store, table.view.name) is None
 
@@ -67,6 +82,7 @@ def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> 
 def used_by_readers(_server: servers.Server, store: RedisStore, table: Table) -> None:
     found = FeatureReader(table.view, store).lookup([b"a", b"nobody"], now=NOW)
     assert [vector.status for vector in found] == ["present", "missing"]
+    assert store.read(table.view.name, [b"nobody", b"else"]) == [None, None]
 
 
 USES = {"run": used_by_runs, "read": used_by_readers, "verify": used_by_verify}

@@ -44,5 +44,5 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
 
 
 def _paced(store: RedisServers, config: OnlineStoreConfig) -> RedisServers:
-    store.read_p99 = config.read_p99
+    store.read_p99, store.hashed = config.read_p99, config.hashed
     return store

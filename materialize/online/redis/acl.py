@@ -18,11 +18,13 @@ __all__ = ["PLACEHOLDER", "ROLES", "acl_line", "commands"]
 #: What stands for the password: a server refuses the line as long as nobody put 64 hexadecimal digits there.
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
 #: What every connection sends, and reads of records and cells (materialize.serving).
-READ = ("client|setname", "get", "mget")
+READ = ("client|setname", "exists", "get", "hget", "mget")
 #: Further, what verify and status send.
 VERIFY = (*READ, "scan", "time")
-#: Further, what runs send; doctor sends INFO. The last two are sent by the scripts alone.
-RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", "mset", "msetnx")
+#: What the scripts alone send.
+SCRIPTS = ("hset", "mset", "msetnx", "persist", "pexpireat")
+#: Further, what runs send; doctor sends INFO.
+RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", *SCRIPTS)
 ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
 #: Further, what each sends to the servers of a cluster.
 _READ = ("asking", "cluster|slots")

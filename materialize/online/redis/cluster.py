@@ -10,14 +10,15 @@ from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from redis import exceptions as driver
 
 from materialize.online.redis.answers import Patience, passes, translated
 from materialize.online.redis.evidence import position_of
-from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options
+from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options, write_script
+from materialize.online.redis.hashes import hash_words, part_of
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
+from materialize.online.redis.reading import Reading, wrong_type
 from materialize.online.redis.shared import CURSORS, RedisServers, scanned
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
 from materialize.online.redis.store import Columns, framed
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import redis
 
-    from materialize.model import Retention
+    from materialize.model import Layout, Retention
     from materialize.online.base import EncodedBatch, Outcomes
     from materialize.online.pace import Probe
     from materialize.online.redis.topology import Node, Topology
@@ -44,6 +45,9 @@ SLACK = 100
 QUICK_ROUNDS = 2
 #: What a script says when a key is not its server's any more; without a class of the driver's own.
 NOT_LOCAL = "non local key"
+#: Before a script whose keys are of several slots.
+FLAGS = b"#!lua flags=allow-cross-slot-keys\n"
+LAYOUTS: tuple[Layout, ...] = ("vector", "hash")
 #: Before a request to a server that a slot is on its way to.
 ASKING = command(b"ASKING")
 #: Asked after the writes on their own connection: where they ended.
@@ -51,7 +55,7 @@ POSITION = (command(b"INFO", b"server"), command(b"INFO", b"replication"))
 
 
 class RedisClusterStore(RedisServers):
-    """Records as plain string values in a cluster of Redis (7.0 or newer) or Valkey servers, on primaries only.
+    """Records as strings, of views in ``hashed`` in hashes, in a cluster of Redis (7.0 or newer) or Valkey servers, on primaries only.
 
     *url*: see `materialize.online.redis.address`. Redirects, failovers and what passes by itself are followed and waited for until the
     deadline of the URL, in reads for its timeout. Where a call had to be made again, a row that the first one wrote counts as unchanged.
@@ -63,8 +67,9 @@ class RedisClusterStore(RedisServers):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.servers = ClusterServers(self.address)
-        text = b"#!lua flags=allow-cross-slot-keys\n" + lua("write").encode()
-        self._load, self._script = command(b"SCRIPT", b"LOAD", text), bulk(sha1(text).hexdigest().encode())  # noqa: S324 - its name
+        texts = {layout: FLAGS + write_script(layout).encode() for layout in LAYOUTS}
+        self._loads = [command(b"SCRIPT", b"LOAD", text) for text in texts.values()]
+        self._scripts = {layout: bulk(sha1(text).hexdigest().encode()) for layout, text in texts.items()}  # noqa: S324 - its name
 
     def _clients(self) -> dict[str, redis.Redis]:
         return {f"{host}:{port}": self.servers.client((host, port)) for host, port in self.servers.topology().primaries}
@@ -100,6 +105,8 @@ class RedisClusterStore(RedisServers):
         subject, name = f"write {len(batch.keys):,} rows of feature view {view!r} to", f"{self.prefix}:{view}"
         options, patience = write_options(mode, retention), Patience(self.address.deadline)
         outcomes = np.zeros(len(batch.keys), dtype=np.uint8)
+        hashed = view in self.hashed
+        script = self._scripts["hash" if hashed else "vector"]
         with translated(subject, self.address, patience, self._figures):
             slots = entity_slots(batch.keys, name)
             topology = self._reached(patience)
@@ -107,10 +114,9 @@ class RedisClusterStore(RedisServers):
             calls: dict[Node, list[tuple[npt.NDArray[np.int64], bytes]]] = {}
             for place in np.unique(owners[owners >= 0]):
                 rows = np.flatnonzero(owners == place)
-                columns = _columns(name, batch, rows)
+                columns = _columns(name, part_of(batch, rows), hashed=hashed)
                 calls[topology.primaries[place]] = [
-                    (rows[low:high], columns.undeclared(self._script, options, low, high))
-                    for low, high in columns.calls()
+                    (rows[low:high], columns.undeclared(script, options, low, high)) for low, high in columns.calls()
                 ]
             told = self._written({node: [request for _, request in some] for node, some in calls.items()})
             for node, replies in told.items():
@@ -118,8 +124,8 @@ class RedisClusterStore(RedisServers):
                     if isinstance(reply, bytes):
                         outcomes[rows] = np.frombuffer(reply, dtype=np.uint8)
             if len(left := np.flatnonzero(outcomes == 0)):
-                columns = _columns(name, batch, left)
-                requests = [columns.request(self._script, options, row, row + 1) for row in range(len(left))]
+                columns = _columns(name, part_of(batch, left), hashed=hashed)
+                requests = [columns.request(script, options, row, row + 1) for row in range(len(left))]
                 again = self._each(slots[left], requests, patience, write=True)
                 outcomes[left] = np.frombuffer(b"".join(again), dtype=np.uint8)
         return outcomes_of(outcomes.tobytes(), subject, self.location, name)
@@ -127,9 +133,9 @@ class RedisClusterStore(RedisServers):
     def _written(self, requests: Mapping[Node, list[bytes]]) -> dict[Node, list[Any]]:
         """The replies to calls of the script. Those of a server that does not tell then how far it has written are errors too."""
         pools = {node: self.servers.client(node).connection_pool for node in requests}
-        told = exchange(pools, {node: [self._load, *some, *POSITION] for node, some in requests.items()}, self.brake)
+        told = exchange(pools, {node: [*self._loads, *some, *POSITION] for node, some in requests.items()}, self.brake)
         replies: dict[Node, list[Any]] = {}
-        for node, (_, *some, server, replication) in told.items():
+        for node, (_, _, *some, server, replication) in told.items():
             lost = next((reply for reply in (server, replication) if isinstance(reply, Exception)), None)
             if lost is None:
                 self._wrote(*position_of(server, replication))
@@ -147,11 +153,12 @@ class RedisClusterStore(RedisServers):
         *,
         write: bool,
         lost: bool = True,
+        odd: bool = False,
     ) -> list[Any]:
         """The reply to each request, a command with one key, from whoever owns its slot in *slots*.
 
         Follows MOVED and ASK, and asks again what passes by itself, until *patience* is over. *lost*: a lost connection too. Raises the
-        driver's last error then, and other errors at once.
+        driver's last error then, and other errors at once. *odd*: but for what `wrong_type` tells, which is a reply.
         """
         replies: list[Any] = [None] * len(slots)
         redirects: dict[int, tuple[Node, bool]] = {}
@@ -172,7 +179,7 @@ class RedisClusterStore(RedisServers):
                 )
                 for node, rows in lanes.items():
                     for row, reply in zip(rows, told[node], strict=True):
-                        if not isinstance(reply, Exception):
+                        if not isinstance(reply, Exception) or (odd and wrong_type(reply)):
                             replies[row] = reply
                             continue
                         errors[row] = reply
@@ -222,18 +229,24 @@ class RedisClusterStore(RedisServers):
         return self.read_views({view: keys})[view]
 
     def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
-        names = [self._key(view, key) for view, some in keys.items() for key in some]
+        named = [(view, self._key(view, key)) for view, some in keys.items() for key in some]
+        names = [name for _, name in named]
+        hashed = {place for place, (view, _) in enumerate(named) if view in self.hashed}
         views = ", ".join(map(repr, keys))
-        found = iter(self._read_keys(names, f"read {len(names):,} entities of feature view {views} from"))
+        found = iter(self._read_keys(names, hashed, f"read {len(names):,} entities of feature view {views} from"))
         return {view: [next(found) for _ in some] for view, some in keys.items()}
 
-    def _read_keys(self, names: Sequence[bytes], subject: str) -> list[bytes | None]:
-        """What each key holds; None where it is absent or holds no string."""
-        patience = Patience(self.address.timeout)
+    def _read_keys(self, names: Sequence[bytes], hashed: set[int], subject: str) -> list[bytes | None]:
+        """What each key holds; None where it is absent or holds no record. *hashed*: the places of those of hash views."""
+        patience, reading = Patience(self.address.timeout), Reading(names, hashed, at_once=1)
         with translated(subject, self.address, patience):
-            # MGET gives nothing for what is no string, where GET would fail.
-            told = self._each(_slots(names), [command(b"MGET", name) for name in names], patience, write=False)
-        return [record for (record,) in told]
+            while reading.pending:
+                commands = reading.commands()
+                slots = _slots([words[1] for words in commands])
+                reading.take(
+                    self._each(slots, [command(*words) for words in commands], patience, write=False, odd=True)
+                )
+        return reading.records
 
     def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """As every store does. Raises UnavailableError when a server is lost on the way: its keys may be elsewhere then."""
@@ -285,7 +298,7 @@ class RedisClusterStore(RedisServers):
     def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
         names, patience = [self._key(view, key) for key in keys], Patience(self.address.timeout)
         with translated(f"ask for the size of records of feature view {view!r} in", self.address, patience):
-            requests = [command(b"MEMORY", b"USAGE", name) for name in names]
+            requests = [command(b"MEMORY", b"USAGE", name, b"SAMPLES", b"0") for name in names]
             there = [size for size in self._each(_slots(names), requests, patience, write=False) if size]
         return sum(there) / len(there) if there else None
 
@@ -343,9 +356,10 @@ class RedisClusterStore(RedisServers):
         self.servers.close()
 
 
-def _columns(name: str, batch: EncodedBatch, rows: npt.NDArray[np.int64]) -> Columns:
-    keys = framed(batch.keys.take(pa.array(rows)), before=f"{name}:{{".encode(), after=b"}")
-    return Columns(*keys, *framed(batch.values.take(pa.array(rows))))
+def _columns(name: str, batch: EncodedBatch, *, hashed: bool) -> Columns:
+    words, shared = hash_words(batch) if hashed else ([batch.values], [])
+    keys = framed(batch.keys, before=f"{name}:{{".encode(), after=b"}")
+    return Columns(*keys, *framed(*words), len(words), shared)
 
 
 def _slots(names: Sequence[bytes]) -> npt.NDArray[np.int64]:

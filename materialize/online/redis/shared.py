@@ -19,6 +19,7 @@ from materialize.online.redis.address import parse
 from materialize.online.redis.answers import LOST, Patience, passes, translated
 from materialize.online.redis.evidence import evidence_of, settle
 from materialize.online.redis.framing import read_reply
+from materialize.online.redis.reading import KEYS_PER_READ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,12 +29,10 @@ if TYPE_CHECKING:
 
     from materialize.evidence import Facts
 
-__all__ = ["CURSORS", "KEYS_PER_READ", "RedisServers", "held", "scanned"]
+__all__ = ["CURSORS", "RedisServers", "held", "scanned"]
 
 Result = TypeVar("Result")
 
-#: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
-KEYS_PER_READ = 1_000
 #: Cursors of SCAN among which a scan may begin; more than the buckets of any server's table, of which the low bits count.
 CURSORS = 2**40
 #: Seconds that a run waits for replicas which nobody asked it to wait for.
