@@ -16,6 +16,7 @@ from materialize.errors import ConfigError, MaterializeError, OnlineStoreError, 
 from materialize.model import Retention
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
+from materialize.online.redis.answers import translated
 from materialize.pipeline import Run
 from materialize.serving import FeatureReader
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, make_batch
@@ -85,7 +86,18 @@ def used_by_readers(_server: servers.Server, store: RedisStore, table: Table) ->
     assert store.read(table.view.name, [b"nobody", b"else"]) == [None, None]
 
 
-USES = {"run": used_by_runs, "read": used_by_readers, "verify": used_by_verify}
+def used_by_plain_readers(server: servers.Server, store: RedisStore, _table: Table) -> None:
+    server.client.hset("fs:plain:{a}", mapping={"amount": "1.5", "_": "record"})
+    for call in (
+        lambda: store.client.hget("fs:plain:{a}", "amount"),
+        lambda: store.client.hmget("fs:plain:{a}", "amount", "count"),
+        lambda: store.client.hgetall("fs:plain:{a}"),
+    ):
+        with translated("read", store.address):
+            assert call()
+
+
+USES = {"run": used_by_runs, "read": used_by_readers, "plain": used_by_plain_readers, "verify": used_by_verify}
 
 
 @pytest.fixture
@@ -138,7 +150,7 @@ def test_waiting_for_replicas_needs_wait(server: servers.Server) -> None:
     server.client.execute_command("ACL", "DELUSER", "materialize-run")
 
 
-@pytest.mark.parametrize("role", ["read", "verify"])
+@pytest.mark.parametrize("role", ["read", "plain", "verify"])
 def test_who_only_reads_cannot_write(server: servers.Server, loaded: Table, role: str) -> None:
     before = sorted(server.client.keys())
     with store_of(server, role) as store:

@@ -25,11 +25,13 @@ VERIFY = (*READ, "scan", "time")
 SCRIPTS = ("hset", "mset", "msetnx", "persist", "pexpireat")
 #: Further, what runs send; doctor sends INFO.
 RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", *SCRIPTS)
-ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
+#: What readers in any language send to hashes (docs/layouts.md). They cannot read records of the layout `vector`.
+PLAIN = ("client|setname", "hget", "hgetall", "hmget")
+ROLES = {"run": RUN, "read": READ, "plain": PLAIN, "verify": VERIFY}
 #: Further, what each sends to the servers of a cluster.
 _READ = ("asking", "cluster|slots")
 _VERIFY = (*_READ, "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|nodes")
-CLUSTER = {"run": (*_VERIFY, "eval"), "read": _READ, "verify": _VERIFY}
+CLUSTER = {"run": (*_VERIFY, "eval"), "read": _READ, "plain": _READ, "verify": _VERIFY}
 
 
 def commands(url: str, role: str) -> Sequence[str]:
