@@ -391,7 +391,7 @@ def test_a_text_is_of_the_features_type_and_not_of_the_columns(dtype: Any, kind:
 def test_texts_belong_to_their_rows_when_nulls_move_rows() -> None:
     features = {"a": FeatureType("int64"), "b": FeatureType("string")}
     view = FeatureView("view", "s", ("k",), "ts", features, ("default",), layout="hash")
-    frame = pl.DataFrame({"a": [1, None, 3, None], "b": ["w", "x", None, "z"]})
+    frame = pl.DataFrame({"a": [None, 2, 3, 4], "b": ["w", "x", None, "z"]})
     order = pl.DataFrame({name: [1, 2, 3, 4] for name in ("event_us", "created_us", "version")})
 
     batch = codec.encode(pl.Series([b"k1", b"k2", b"k3", b"k4"]), order, frame, view, schema_id=1)
@@ -399,7 +399,8 @@ def test_texts_belong_to_their_rows_when_nulls_move_rows() -> None:
     found = dict(
         zip(batch.keys.to_pylist(), zip(*(batch.fields[n].to_pylist() for n in "ab"), strict=True), strict=True)
     )
-    assert found == {b"k1": (b"1", b"w"), b"k2": (None, b"x"), b"k3": (b"3", None), b"k4": (None, b"z")}
+    assert batch.keys.to_pylist() == [b"k2", b"k4", b"k1", b"k3"]
+    assert found == {b"k1": (None, b"w"), b"k2": (b"2", b"x"), b"k3": (b"3", None), b"k4": (b"4", b"z")}
     vectors = codec.encode(pl.Series([b"k1"]), order[:1], frame[:1], replace(view, layout="vector"), schema_id=1)
     assert not vectors.fields
 
