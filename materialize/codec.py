@@ -18,6 +18,7 @@ from materialize.decoder import FORMAT_VERSION, HAS_NULLS, HEADER_DTYPE, LENGTH_
 from materialize.model import FIXED_WIDTHS, FeatureType
 from materialize.online.base import HEADER, TOMBSTONE, EncodedBatch
 from materialize.order import NO_FLOOR
+from materialize.plain import plain_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,10 +116,11 @@ def encode(
 
     *keys*: entity keys, Binary. *order*: event_us, created_us, version Int64. *features*: the view's features in order, in
     their column types, every row storable. All of one height; *floor* goes into every header. Rows with a null are moved
-    behind the others, because their records have a bitmap.
+    behind the others, because their records have a bitmap. Of a view with the layout ``hash`` they have their texts too.
     """
     if not any(column.null_count() for column in features):
-        return _batch(keys, order, _records(order, features, view, schema_id, floor, with_nulls=False))
+        records = _records(order, features, view, schema_id, floor, with_nulls=False)
+        return _batch(keys, order, records, _fields(features, view))
     nulls = features.select(pl.any_horizontal(pl.all().is_null()).alias("null"))["null"]
     full, holed = (~nulls).arg_true(), nulls.arg_true()
     rows = pl.concat([full, holed])
@@ -127,13 +129,24 @@ def encode(
         for part, with_nulls in ((full, False), (holed, True))
         if len(part)
     ]
-    return _batch(keys[rows], order[rows], pa.concat_arrays(parts))
+    return _batch(keys[rows], order[rows], pa.concat_arrays(parts), _fields(features[rows], view))
 
 
-def _batch(keys: pl.Series, order: pl.DataFrame, values: pa.BinaryArray) -> EncodedBatch:
+def _fields(features: pl.DataFrame, view: FeatureView) -> dict[str, pa.BinaryArray]:
+    return plain_texts(features, view.features) if view.layout == "hash" else {}
+
+
+def _batch(
+    keys: pl.Series, order: pl.DataFrame, values: pa.BinaryArray, fields: dict[str, pa.BinaryArray]
+) -> EncodedBatch:
     event, created, version = (order[name].to_numpy() for name in ("event_us", "created_us", "version"))
     return EncodedBatch(
-        keys=keys.to_arrow().cast(pa.binary()), values=values, event_us=event, created_us=created, version=version
+        keys=keys.to_arrow().cast(pa.binary()),
+        values=values,
+        event_us=event,
+        created_us=created,
+        version=version,
+        fields=fields,
     )
 
 

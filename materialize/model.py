@@ -13,6 +13,7 @@ __all__ = [
     "FeatureView",
     "FeatureViewName",
     "Interval",
+    "Layout",
     "Mode",
     "OnlineStoreConfig",
     "Prices",
@@ -29,6 +30,10 @@ __all__ = [
 
 FeatureViewName = str
 Mode = Literal["incremental", "backfill", "rebuild"]
+#: How a store that has hashes keeps a record: as one value, or with a field of plain text beside it for each feature (docs/layouts.md).
+Layout = Literal["vector", "hash"]
+#: The field of a hash that has the whole record; no feature may have its name.
+RECORD_FIELD = "_"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
@@ -149,7 +154,7 @@ class FeatureView:
     zone mean; else they are refused. ``on_rebuild_needed``: what an incremental run does that cannot be exact.
     ``on_commit``: whether a run starts seconds after a commit, besides the ``schedule``. ``quarantine``: the Delta table that keeps
     the rows that cannot be stored; None for one beside the source, "none" to count them only. ``max_quarantined``: the share
-    of a run's rows (0 to 1) that may be among them, None for any.
+    of a run's rows (0 to 1) that may be among them, None for any. ``layout``: how stores that have hashes keep a record.
     """
 
     name: FeatureViewName
@@ -173,6 +178,7 @@ class FeatureView:
     verify: VerifySettings = field(default_factory=VerifySettings)
     quarantine: str | None = None
     max_quarantined: float | None = None
+    layout: Layout = "vector"
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -269,7 +275,8 @@ class OnlineStoreConfig:
 
     ``url`` is empty when the Airflow connection ``connection`` holds it; `Config.online_store` gives it with its URL.
     ``approve_above_rows``: a run of the backfill form that brings more rows to the store waits for a person. ``read_p99``: seconds
-    that 99 of 100 reads may take longer during a load (docs/pacing.md), None: loads go at full speed.
+    that 99 of 100 reads may take longer during a load (docs/pacing.md), None: loads go at full speed. ``hashed``: the views of the
+    config that have the layout ``hash``; `Config.online_store` knows them.
     """
 
     name: str
@@ -280,6 +287,7 @@ class OnlineStoreConfig:
     prices: Prices | None = None
     approve_above_rows: int = APPROVE_ABOVE_ROWS
     read_p99: float | None = READ_P99
+    hashed: frozenset[str] = frozenset()
 
     @property
     def masked_url(self) -> str:
@@ -314,6 +322,7 @@ class Watermark:
     version number (`materialize.order.stamp`) of the newest snapshot that was brought online whole.
     ``evidence``: what the store's servers said after the data was written (`materialize.evidence`), by node; None where they say nothing.
     ``rows``: live rows of the table at ``version``, as far as the log tells; where ``version`` is None, of the run before.
+    ``layout``: how the store keeps the records.
     ``event_us``, ``run_id``, ``finished_us`` and ``counts`` (the finished run's counters by name) are for reporting.
     """
 
@@ -330,6 +339,7 @@ class Watermark:
     rows: int | None = None
     counts: dict[str, int] = field(default_factory=dict)
     evidence: dict[str, Any] | None = None
+    layout: Layout = "vector"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

@@ -167,7 +167,7 @@ def make_plan(
     text = with_retry(partial(watermark.read_text, store, view.name))
     table = open_table(view)
     found = None if text is None else Watermark.from_json(text)
-    path = choose_path(view, mode, found, table.table_id)
+    path = choose_path(view, mode, found, table.table_id, store.layout(view.name))
     changes: list[Change] = []
     if found is not None and mode == "incremental" and not path.snapshot:
         path, changes = _changes_or_snapshot(view, table, found, path)
@@ -224,6 +224,7 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | 
         version=None,
         schema=view.schema_text,
         order=view.order_text,
+        layout=store.layout(view.name),
         run_id=plan.run_id,
         fenced=plan.fenced,
         rows=None if before is None else before.rows,
@@ -295,6 +296,7 @@ def _commit(
             version=plan.to_version,
             schema=view.schema_text,
             order=view.order_text,
+            layout=store.layout(view.name),
             run_id=plan.run_id,
             floor=stamp(plan.generation, plan.to_version) if plan.snapshot or before is None else before.floor,
             event_us=_greatest(None if before is None else before.event_us, report.event_us),

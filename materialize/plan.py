@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from materialize.errors import RebuildNeeded
 from materialize.model import Interval, Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from materialize.model import FeatureView, Mode
+    from materialize.model import FeatureView, Layout, Mode
 
-__all__ = ["Path", "Plan", "changed_view", "choose_path", "cut", "instead_of_changes", "piece_count"]
+__all__ = ["Path", "Plan", "changed_layout", "changed_view", "choose_path", "cut", "instead_of_changes", "piece_count"]
 
 Item = TypeVar("Item")
 
@@ -106,9 +107,21 @@ class Plan:
         return tuple(f"{what}, part {piece + 1} of {self.pieces}" for piece in range(self.pieces))
 
 
-def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, table_id: str) -> Path:
-    """How a run of *mode* goes."""
+def choose_path(
+    view: FeatureView, mode: Mode, watermark: Watermark | None, table_id: str, layout: Layout = "vector"
+) -> Path:
+    """How a run of *mode* goes. *layout*: how the store keeps records of the view.
+
+    Raises RebuildNeeded for a run that would mix layouts in the store, where the view does not say ``on_rebuild_needed: auto``.
+    """
     generation = FIRST_GENERATION if watermark is None else watermark.generation
+    moved = None if watermark is None else changed_layout(watermark, layout)
+    if moved and mode != "rebuild" and (mode == "backfill" or view.on_rebuild_needed != "auto"):
+        raise RebuildNeeded(
+            f"feature view {view.name!r}: could not plan the {mode} run: found that {moved} since the last run. "
+            f"Nothing was written: readers see what they saw, and the watermark stays. Run: materialize rebuild {view.name}",
+            moved,
+        )
     if mode == "backfill":
         return Path(snapshot=False, generation=generation, reason="backfill of an event-time interval")
     if mode == "rebuild":
@@ -119,7 +132,7 @@ def choose_path(view: FeatureView, mode: Mode, watermark: Watermark | None, tabl
             generation=generation,
             reason="first run: the view has no watermark in this store, which is new to it or was wiped",
         )
-    changed = changed_view(view, watermark)
+    changed = changed_view(view, watermark) or moved
     if watermark.version is None:
         new = watermark.table_id != table_id or changed is not None
         return Path(
@@ -144,6 +157,11 @@ def changed_view(view: FeatureView, watermark: Watermark) -> str | None:
     retyped = [name for name in after if name in before and before[name] != after[name]]
     told = [f"{what} {', '.join(names)}" for what, names in (("added", added), ("changed type of", retyped)) if names]
     return f"features: {'; '.join(told)}" if told else None
+
+
+def changed_layout(watermark: Watermark, layout: Layout) -> str | None:
+    """What is to be said where the records are not all in *layout*, as the store keeps the view now."""
+    return None if watermark.layout == layout else f"the layout changed from {watermark.layout} to {layout}"
 
 
 def instead_of_changes(generation: int, *, changed_bytes: int, largest_rows: int, snapshot_bytes: int) -> Path | None:

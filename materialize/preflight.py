@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from materialize.online.base import OnlineStore
     from materialize.plan import Plan
 
-__all__ = ["check_memory", "record_bytes"]
+__all__ = ["check_memory", "field_bytes", "record_bytes"]
 
 #: Rows below which a run is not worth a look at the store's memory.
 SMALL_RUN = 1_000
@@ -32,6 +32,9 @@ LOOKED_UP, WEIGHED = 1_000, 20
 #: Bytes that a server needs per key beside key and value: entries of two tables, string headers, rounding by malloc.
 #: Measured by tests/test_preflight.py; records that are there are weighed instead.
 OVERHEAD = 64
+#: Bytes that a server needs per field of a hash beside its name and text, and of the text for each byte of a value of fixed size: 18 for
+#: a float64. Measured by tests/test_preflight.py.
+FIELD_OVERHEAD, TEXT_PER_BYTE = 60, 2.25
 #: Bytes of a value of variable size where nothing is known of it, and of a key's prefix.
 UNKNOWN, PREFIX = 16, 8
 
@@ -50,6 +53,8 @@ def check_memory(view: FeatureView, store: OnlineStore, plan: Plan, facts: Facts
     # Values of variable size take in the store about what the whole row takes in the files, where it is compressed.
     row_bytes = sum(file.size for file in files) / max(total_rows((file.rows, file.size) for file in files), 1)
     each = record_bytes(view, variable_bytes=row_bytes)
+    if store.layout(view.name) == "hash":
+        each += field_bytes(view, variable_bytes=row_bytes)
     if plan.rows * each <= free:
         return
     entities = latest.distinct(_rows(view, store, plan, table), view.join_keys)
@@ -75,6 +80,14 @@ def record_bytes(view: FeatureView, *, variable_bytes: float) -> float:
     fixed = sum(kind.width or 4 for kind in view.features.values())
     body = HEADER.size + fixed + (max(variable_bytes, UNKNOWN * variable) if variable else 0)
     return OVERHEAD + PREFIX + len(view.name) + UNKNOWN * len(view.join_keys) + body
+
+
+def field_bytes(view: FeatureView, *, variable_bytes: float) -> float:
+    """About the memory of the fields of one entity beside its record, in the layout `hash`; bytes. *variable_bytes*: as above."""
+    names = sum(FIELD_OVERHEAD + len(name) for name in view.features)
+    texts = sum(TEXT_PER_BYTE * (kind.width or 0) for kind in view.features.values())
+    variable = any(kind.width is None for kind in view.features.values())
+    return names + texts + variable_bytes * variable
 
 
 def _rows(view: FeatureView, store: OnlineStore, plan: Plan, table: OfflineTable) -> pl.DataFrame:

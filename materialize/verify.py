@@ -25,7 +25,7 @@ from materialize.offline import open_table, total_rows
 from materialize.online.base import HEADER, TOMBSTONE
 from materialize.order import stamp
 from materialize.piece import Snapshot, no_progress
-from materialize.plan import Plan, changed_view
+from materialize.plan import Plan, changed_layout, changed_view
 from materialize.removal import remove
 from materialize.retry import with_retry
 
@@ -183,7 +183,7 @@ def plan_comparison(view: FeatureView, store: OnlineStore, *, store_name: str, r
     """The rebuild whose result the store should hold, at the watermark's version. Raises as `verify` does."""
     text = with_retry(partial(watermark.read_text, store, view.name))
     mark = None if text is None else Watermark.from_json(text)
-    changed = None if mark is None else changed_view(view, mark)
+    changed = None if mark is None else changed_view(view, mark) or changed_layout(mark, store.layout(view.name))
     if mark is None or mark.version is None or changed:
         what = "it never loaded" if mark is None else changed or f"the snapshot run {mark.run_id} did not finish"
         raise OnlineStoreError(

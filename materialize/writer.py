@@ -56,7 +56,7 @@ class Writer:
         """Hand over *batch* for *write*; waits while the store is behind. Raises what an earlier batch met."""
         while len(self.pending) >= self.limit:
             self._collect()
-        nbytes = int(batch.keys.nbytes + batch.values.nbytes)
+        nbytes = sum(int(column.nbytes) for column in (batch.keys, batch.values, *batch.fields.values()))
         call = partial(with_retry, partial(write, batch), sleep=self._pause)
         self.pending.append((nbytes, batch, self.pool.submit(call)))
 

@@ -386,7 +386,7 @@ MUTANTS = (
     ),
     Mutant(
         "Redis: floor ignored",
-        "online/redis/lua/write.lua",
+        "online/redis/lua/rule.lua",
         "if version > old_floor and (newer",
         "if (newer",
         "tests/proofs/test_batches.py",

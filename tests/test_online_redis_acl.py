@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from materialize import lease, pipeline
 from materialize.cli import app
 from materialize.errors import ConfigError, MaterializeError, OnlineStoreError, UnavailableError
+from materialize.model import Retention
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
+from materialize.online.redis.answers import translated
 from materialize.pipeline import Run
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, make_batch
 from materialize.verify import verify
@@ -55,11 +57,25 @@ def used_by_runs(server: servers.Server, store: RedisStore, table: Table) -> Non
         store.merge("other", batch, tie_wins=True, retention=FOREVER)
         store.merge("other", make_batch([Row(b"k", 9), Row(b"l", 9)]), tie_wins=True, retention=FOREVER)
         server.client.script_flush()
+    used_by_layouts(store)
     assert store.record_bytes("other", [b"k"])  # asked where a server has a limit of memory
     store.describe()
 
 
+def used_by_layouts(store: RedisStore) -> None:
+    """What writes to hashes do: new ones, with an expiry, over strings, and one that stays and loses its expiry."""
+    store.hashed = frozenset({"other"})
+    expiring = Retention(ttl_us=4 * 10**15, keep_until_us=4 * 10**15)
+    for event in (10, 11):
+        store.merge(
+            "other", make_batch([Row(b"k", event, version=AT + 9), Row(b"new")]), tie_wins=True, retention=expiring
+        )
+    store.replace("other", make_batch([Row(b"k", 1)], floor=AT), at=AT, retention=FOREVER)
+
+
 def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> None:
+    assert store.read(table.view.name, [b"nobody"]) == [None]
+    assert store.read(table.view.name, [b"nobody", b"else"]) == [None, None]
     assert verify(table.view, store, RUN).compared == 2
     assert lease.current(store, table.view.name) is None
 
@@ -67,9 +83,21 @@ def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> 
 def used_by_readers(_server: servers.Server, store: RedisStore, table: Table) -> None:
     found = vectors(table.view, store, [b"a", b"nobody"])
     assert [vector.status for vector in found] == ["present", "missing"]
+    assert store.read(table.view.name, [b"nobody", b"else"]) == [None, None]
 
 
-USES = {"run": used_by_runs, "read": used_by_readers, "verify": used_by_verify}
+def used_by_plain_readers(server: servers.Server, store: RedisStore, _table: Table) -> None:
+    server.client.hset("fs:plain:{a}", mapping={"amount": "1.5", "_": "record"})
+    for call in (
+        lambda: store.client.hget("fs:plain:{a}", "amount"),
+        lambda: store.client.hmget("fs:plain:{a}", "amount", "count"),
+        lambda: store.client.hgetall("fs:plain:{a}"),
+    ):
+        with translated("read", store.address):
+            assert call()
+
+
+USES = {"run": used_by_runs, "read": used_by_readers, "plain": used_by_plain_readers, "verify": used_by_verify}
 
 
 @pytest.fixture
@@ -122,7 +150,7 @@ def test_waiting_for_replicas_needs_wait(server: servers.Server) -> None:
     server.client.execute_command("ACL", "DELUSER", "materialize-run")
 
 
-@pytest.mark.parametrize("role", ["read", "verify"])
+@pytest.mark.parametrize("role", ["read", "plain", "verify"])
 def test_who_only_reads_cannot_write(server: servers.Server, loaded: Table, role: str) -> None:
     before = sorted(server.client.keys())
     with store_of(server, role) as store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -106,10 +106,13 @@ def test_only_new_entities_count(table: Table, limited: servers.Server) -> None:
         assert served(table.view, store) == Oracle(table).expected()
 
 
-def test_the_estimate_is_near_what_the_server_takes(table: Table, server: servers.Server) -> None:
+@pytest.mark.parametrize("layout", ["vector", "hash"])
+def test_the_estimate_is_near_what_the_server_takes(table: Table, server: servers.Server, layout: Any) -> None:
     fill(table, 0, ROWS)
-    free(server, 100_000)
+    free(server, 200_000)
+    table.view = replace(table.view, layout=layout)
     with RedisStore(server.url) as store:
+        store.hashed = frozenset({"spending"} if layout == "hash" else ())
         try:
             with pytest.raises(OnlineStoreError) as refused:
                 incremental(table, store)

@@ -140,6 +140,7 @@ def plan(target: dict[str, Any]) -> dict[str, Any]:
     """What the form would do to one view and store, and an estimate of what it takes. Writes nothing."""
     from materialize.online.base import typical_bytes
     from materialize.pipeline import make_plan
+    from materialize.preflight import field_bytes
     from materialize.verify import plan_comparison
 
     view, store, mode = (target[name] for name in ("view", "store", "mode"))
@@ -152,11 +153,12 @@ def plan(target: dict[str, Any]) -> dict[str, Any]:
         else:
             made = make_plan(feature_view, online, mode=mode, interval=interval(target), force=target["force"], **names)
             costs = online.estimate(feature_view, made.rows, mode, first=made.watermark is None)
+        fields = field_bytes(feature_view, variable_bytes=0) if online.layout(view) == "hash" else 0
     tasks.log_plan(made)
     told = {name: getattr(made, name) for name in ("view", "store", "rows", "pieces", "to_version", "reason")}
     told["mode"] = mode
     estimate = {"minutes": minutes(made, get_current_context()["params"]["parallel"])} | costs
-    entity = typical_bytes(feature_view) + len(view) + KEY_OVERHEAD
+    entity = typical_bytes(feature_view) + len(view) + KEY_OVERHEAD + fields
     return told | estimate | {"gigabytes": round(entity * made.rows / 1e9, 3), "costs": costs}
 
 

@@ -60,8 +60,10 @@ class Config:
         return resolve_source(known(self.feature_views, name, "feature view"), self.connections)
 
     def online_store(self, name: str) -> OnlineStoreConfig:
-        """The online store with its URL. Raises `ConfigError` that lists the known ones."""
-        return resolve(known(self.online_stores, name, "online store"), self.connections)
+        """The online store with its URL, and the views that it keeps as hashes. Raises `ConfigError` that lists the known ones."""
+        store = resolve(known(self.online_stores, name, "online store"), self.connections)
+        hashed = frozenset(view.name for view in self.feature_views.values() if view.layout == "hash")
+        return replace(store, hashed=hashed) if hashed else store
 
 
 def load(config_dir: str | Path, *, connections: Connections | None = None) -> Config:

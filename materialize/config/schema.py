@@ -15,6 +15,7 @@ from materialize.config.limits import connection_problem, path_problem, source_p
 from materialize.model import (
     APPROVE_ABOVE_ROWS,
     READ_P99,
+    RECORD_FIELD,
     FeatureType,
     FeatureView,
     OnlineStoreConfig,
@@ -134,6 +135,7 @@ class ViewKeys(Keys):
     verify: dict[str, Any] | None = Field(None, description="a mapping such as {compare: full, max_mismatched: 0.1%}")
     quarantine: Line | None = Field(None, description="the path or URI of a Delta table of its own, or none")
     max_quarantined: Percentage | None = Field(None, description="a percentage such as 0.1%")
+    layout: Literal["vector", "hash"] = Field("vector", description="vector or hash")
 
 
 class VerifyKeys(Keys):
@@ -267,6 +269,9 @@ def _check_columns(document: Document) -> None:
         if isinstance(column, str) and roles.setdefault(column, f"the {key}") != f"the {key}":
             document.expected((key,), f"another column, because this one is {roles[column]}", column)
     for column in features if isinstance(features, dict) else ():
+        if column == RECORD_FIELD and data.get("layout") == "hash":
+            what = "another name, because the layout hash keeps the record in a field of this name"
+            document.expected(("features", column), what, column)
         if column in roles:
             document.expected(("features", column), f"another feature, because this column is {roles[column]}", column)
 

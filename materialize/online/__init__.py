@@ -33,11 +33,11 @@ def open_store(config: OnlineStoreConfig) -> OnlineStore:
     if scheme in REDIS:
         from materialize.online.redis import RedisStore
 
-        return _paced(RedisStore(config.url), config)
+        return _configured(RedisStore(config.url), config)
     if scheme in REDIS_CLUSTER:
         from materialize.online.redis import RedisClusterStore
 
-        return _paced(RedisClusterStore(config.url), config)
+        return _configured(RedisClusterStore(config.url), config)
     if scheme == "dynamodb":
         from materialize.online.dynamodb import DynamoDbStore
 
@@ -54,11 +54,11 @@ def open_reader(config: OnlineStoreConfig, terms: ReadTerms) -> OnlineStore:
     if scheme in REDIS:
         from materialize.online.redis import RedisStore
 
-        return RedisStore(config.url, terms)
+        return _configured(RedisStore(config.url, terms), config)
     if scheme in REDIS_CLUSTER:
         from materialize.online.redis import RedisClusterStore
 
-        return RedisClusterStore(config.url, terms)
+        return _configured(RedisClusterStore(config.url, terms), config)
     if scheme == "dynamodb":
         from materialize.online.dynamodb import DynamoDbStore
 
@@ -83,7 +83,7 @@ def open_async_reader(config: OnlineStoreConfig, terms: ReadTerms) -> AsyncReade
     if config.url.partition("://")[0] in REDIS | REDIS_CLUSTER:
         from materialize.online.redis.async_reader import AsyncRedisReader
 
-        return AsyncRedisReader(config.url, terms)
+        return AsyncRedisReader(config.url, terms, config.hashed)
     from materialize.online.reading import ThreadedReader
 
     store = open_reader(config, terms)
@@ -98,6 +98,6 @@ def _unknown(config: OnlineStoreConfig) -> ConfigError:
     )
 
 
-def _paced(store: RedisServers, config: OnlineStoreConfig) -> RedisServers:
-    store.read_p99 = config.read_p99
+def _configured(store: RedisServers, config: OnlineStoreConfig) -> RedisServers:
+    store.read_p99, store.hashed = config.read_p99, config.hashed
     return store

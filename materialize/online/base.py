@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from materialize.evidence import Facts
-    from materialize.model import FeatureView, Mode, Retention
+    from materialize.model import FeatureView, Layout, Mode, Retention
     from materialize.online.demand import Demand
     from materialize.online.pace import Probe
 
@@ -78,7 +78,8 @@ class EncodedBatch:
 
     ``keys``: pa.binary, entity keys without prefix. ``values``: pa.binary, whole records (docs/format.md), each with
     its order fields in the header. ``event_us``, ``created_us``, ``version``: int64, shape (n,), the same order fields.
-    ``tombstone``: the records of this batch are all tombstones (event_us is then 0 and means nothing).
+    ``tombstone``: the records of this batch are all tombstones (event_us is then 0 and means nothing). ``fields``: pa.binary, of a
+    view with the layout `hash` the plain text of each feature by its name (`materialize.plain`), null where the row has none.
     """
 
     keys: pa.BinaryArray
@@ -87,6 +88,7 @@ class EncodedBatch:
     created_us: npt.NDArray[np.int64]
     version: npt.NDArray[np.int64]
     tombstone: bool = False
+    fields: Mapping[str, pa.BinaryArray] = field(default_factory=dict)
 
 
 class OnlineStore(ABC):
@@ -104,6 +106,8 @@ class OnlineStore(ABC):
     max_value_bytes: int = 2**20
     #: Whether the operator accepts that the store may remove records to make room.
     eviction_allowed: bool = False
+    #: The views that are kept with a field for each feature (layout `hash`), in stores that have hashes.
+    hashed: frozenset[str] = frozenset()
     #: Loads that make 99 of 100 reads take so many seconds longer are held back (`materialize.pacing`); None: none is.
     read_p99: float | None = READ_P99
 
@@ -111,6 +115,10 @@ class OnlineStore(ABC):
     def brake(self) -> Brake:
         """Where writes rest between calls. `materialize.pacing` puts one of its own here for the time of a load."""
         return Brake()
+
+    def layout(self, view: str) -> Layout:
+        """How this store keeps records of *view*."""
+        return "hash" if view in self.hashed else "vector"
 
     @abstractmethod
     def merge(self, view: str, batch: EncodedBatch, *, tie_wins: bool, retention: Retention) -> Outcomes:

@@ -31,7 +31,7 @@ class CrashingStore(OnlineStore):
         self, store: OnlineStore, *, after: int, effect: bool, error: type[Exception] = UnavailableError
     ) -> None:
         self.store, self.left, self.effect, self.error = store, after, effect, error
-        self.location, self.parallel_writes = store.location, 1
+        self.location, self.parallel_writes, self.hashed = store.location, 1, store.hashed
         self.max_key_bytes, self.max_value_bytes = store.max_key_bytes, store.max_value_bytes
 
     def _write(self, call: Callable[[], Any]) -> Any:

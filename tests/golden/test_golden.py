@@ -18,8 +18,11 @@ from materialize.model import FIXED_WIDTHS, LIST_ITEMS, MAX_PRECISION, FeatureTy
 from materialize.online.base import OnlineStore
 from materialize.online.dynamodb import DynamoDbStore
 from materialize.order import NO_CREATED
+from materialize.plain import plain_texts
 
 GOLDEN = json.loads((Path(__file__).parent / "format_1.json").read_text(encoding="utf-8"))
+PLAIN = json.loads((Path(__file__).parent / "plain_1.json").read_text(encoding="utf-8"))
+FIELDS = {golden["name"]: golden["fields"] for golden in PLAIN["records"]}
 FORMAT = (Path(__file__).parent.parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
 DTYPES = {
     **{f"int{bits}": getattr(pl, f"Int{bits}") for bits in (8, 16, 32, 64)},
@@ -119,6 +122,23 @@ def test_a_golden_record_is_read_the_same(golden):
     ]
 
 
+@records
+def test_the_golden_texts_of_a_record_are_written_the_same(golden):
+    view = view_of(golden["schema"])
+    pairs = zip(golden["schema"], golden["row"], strict=True)
+    frame = pl.DataFrame([column_of(text, FeatureType.parse(kind)).alias(name) for (name, kind), text in pairs])
+
+    texts = {name: text[0].as_py() for name, text in plain_texts(frame, view.features).items()}
+
+    written = {name: text for name, text in texts.items() if text is not None}
+    assert FIELDS[golden["name"]] == {
+        name: text.hex() if view.features[name].kind == "binary" else text.decode() for name, text in written.items()
+    }
+    assert [name for name in view.features if name not in written] == [
+        name for (name, _), value in zip(golden["schema"], golden["row"], strict=True) if value is None
+    ]
+
+
 @pytest.mark.parametrize("golden", GOLDEN["tombstones"])
 def test_a_golden_tombstone_is_written_and_read_the_same(golden):
     batch = codec.tombstones([b"k"], int(golden["version"]))
@@ -159,6 +179,13 @@ def test_the_documented_vectors_are_golden():
     assert len(documented) == 4
     assert documented.items() <= golden.items()
     assert tombstone == GOLDEN["tombstones"][0]["record"]
+
+
+def test_the_documented_fields_are_golden():
+    documented = dict(re.findall(r"^\| fields of (\w[\w ]*) \| `(\{.*\})` \|$", FORMAT, re.MULTILINE))
+
+    assert len(documented) == 3
+    assert {name: json.loads(fields) for name, fields in documented.items()}.items() <= FIELDS.items()
 
 
 def test_the_record_taken_apart_in_the_documentation_is_the_golden_one():

@@ -18,16 +18,20 @@ __all__ = ["PLACEHOLDER", "ROLES", "acl_line", "commands"]
 #: What stands for the password: a server refuses the line as long as nobody put 64 hexadecimal digits there.
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
 #: What every connection sends, and reads of records and cells (materialize.serving).
-READ = ("client|setname", "get", "mget")
+READ = ("client|setname", "get", "hget", "mget")
 #: Further, what verify and status send.
 VERIFY = (*READ, "scan", "time")
-#: Further, what runs send; doctor sends INFO. The last two are sent by the scripts alone.
-RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", "mset", "msetnx")
-ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
+#: What the scripts alone send.
+SCRIPTS = ("exists", "hset", "mset", "msetnx", "persist", "pexpireat")
+#: Further, what runs send; doctor sends INFO.
+RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", *SCRIPTS)
+#: What readers in any language send to hashes (docs/layouts.md). They cannot read records of the layout `vector`.
+PLAIN = ("client|setname", "hget", "hgetall", "hmget")
+ROLES = {"run": RUN, "read": READ, "plain": PLAIN, "verify": VERIFY}
 #: Further, what each sends to the servers of a cluster; readonly: a model server that reads from replicas.
 _READ = ("asking", "cluster|slots")
 _VERIFY = (*_READ, "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|nodes")
-CLUSTER = {"run": (*_VERIFY, "eval"), "read": (*_READ, "readonly"), "verify": _VERIFY}
+CLUSTER = {"run": (*_VERIFY, "eval"), "read": (*_READ, "readonly"), "plain": _READ, "verify": _VERIFY}
 
 
 def commands(url: str, role: str) -> Sequence[str]:

@@ -28,13 +28,13 @@ AT_ONCE = 32 * 2**10
 class AsyncRedisReader(AsyncReader):
     """Reads at *url* (`materialize.online.redis.address`) under *terms*. Raises ConfigError as `open_reader` does."""
 
-    def __init__(self, url: str, terms: ReadTerms) -> None:
+    def __init__(self, url: str, terms: ReadTerms, hashed: frozenset[str] = frozenset()) -> None:
         address = under(terms, parse(url))
-        self.location = address.location
+        self.location, self.hashed = address.location, hashed
         self.reading = reading_of(address, TaskWire, terms)
 
     async def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
-        return await self.reading.views(keys)
+        return await self.reading.views(keys, self.hashed)
 
     async def read_cell(self, view: str, name: str) -> bytes | None:
         return await self.reading.cell(view, name)

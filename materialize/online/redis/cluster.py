@@ -10,12 +10,12 @@ from hashlib import sha1
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from redis import exceptions as driver
 
 from materialize.online.redis.answers import Patience, passes, translated
 from materialize.online.redis.evidence import position_of
-from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options
+from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options, write_script
+from materialize.online.redis.hashes import hash_words, part_of
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, scanned
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import redis
 
-    from materialize.model import Retention
+    from materialize.model import Layout, Retention
     from materialize.online.base import EncodedBatch, Outcomes
     from materialize.online.pace import Probe
     from materialize.online.reading import ReadTerms
@@ -47,6 +47,9 @@ SLACK = 100
 QUICK_ROUNDS = 2
 #: What a script says when a key is not its server's any more; without a class of the driver's own.
 NOT_LOCAL = "non local key"
+#: Before a script whose keys are of several slots.
+FLAGS = b"#!lua flags=allow-cross-slot-keys\n"
+LAYOUTS: tuple[Layout, ...] = ("vector", "hash")
 #: Before a request to a server that a slot is on its way to.
 ASKING = command(b"ASKING")
 #: Asked after the writes on their own connection: where they ended.
@@ -54,7 +57,7 @@ POSITION = (command(b"INFO", b"server"), command(b"INFO", b"replication"))
 
 
 class RedisClusterStore(RedisServers):
-    """Records as plain string values in a cluster of Redis (7.0 or newer) or Valkey servers, on primaries only.
+    """Records as strings, of views in ``hashed`` in hashes, in a cluster of Redis (7.0 or newer) or Valkey servers, on primaries only.
 
     *url*: see `materialize.online.redis.address`. Redirects, failovers and what passes by itself are followed and waited for until the
     deadline of the URL, in reads for its timeout. Where a call had to be made again, a row that the first one wrote counts as unchanged.
@@ -66,8 +69,9 @@ class RedisClusterStore(RedisServers):
     def __init__(self, url: str, terms: ReadTerms | None = None) -> None:
         super().__init__(url, terms)
         self.servers = ClusterServers(self.address)
-        text = b"#!lua flags=allow-cross-slot-keys\n" + lua("write").encode()
-        self._load, self._script = command(b"SCRIPT", b"LOAD", text), bulk(sha1(text).hexdigest().encode())  # noqa: S324 - its name
+        texts = {layout: FLAGS + write_script(layout).encode() for layout in LAYOUTS}
+        self._loads = [command(b"SCRIPT", b"LOAD", text) for text in texts.values()]
+        self._scripts = {layout: bulk(sha1(text).hexdigest().encode()) for layout, text in texts.items()}  # noqa: S324 - its name
 
     def _clients(self) -> dict[str, redis.Redis]:
         return {f"{host}:{port}": self.servers.client((host, port)) for host, port in self.servers.topology().primaries}
@@ -103,6 +107,8 @@ class RedisClusterStore(RedisServers):
         subject, name = f"write {len(batch.keys):,} rows of feature view {view!r} to", f"{self.prefix}:{view}"
         options, patience = write_options(mode, retention), Patience(self.address.deadline)
         outcomes = np.zeros(len(batch.keys), dtype=np.uint8)
+        hashed = view in self.hashed
+        script = self._scripts["hash" if hashed else "vector"]
         with translated(subject, self.address, patience, self._figures):
             slots = entity_slots(batch.keys, name)
             topology = self._reached(patience)
@@ -110,10 +116,9 @@ class RedisClusterStore(RedisServers):
             calls: dict[Node, list[tuple[npt.NDArray[np.int64], bytes]]] = {}
             for place in np.unique(owners[owners >= 0]):
                 rows = np.flatnonzero(owners == place)
-                columns = _columns(name, batch, rows)
+                columns = _columns(name, part_of(batch, rows), hashed=hashed)
                 calls[topology.primaries[place]] = [
-                    (rows[low:high], columns.undeclared(self._script, options, low, high))
-                    for low, high in columns.calls()
+                    (rows[low:high], columns.undeclared(script, options, low, high)) for low, high in columns.calls()
                 ]
             told = self._written({node: [request for _, request in some] for node, some in calls.items()})
             for node, replies in told.items():
@@ -121,8 +126,8 @@ class RedisClusterStore(RedisServers):
                     if isinstance(reply, bytes):
                         outcomes[rows] = np.frombuffer(reply, dtype=np.uint8)
             if len(left := np.flatnonzero(outcomes == 0)):
-                columns = _columns(name, batch, left)
-                requests = [columns.request(self._script, options, row, row + 1) for row in range(len(left))]
+                columns = _columns(name, part_of(batch, left), hashed=hashed)
+                requests = [columns.request(script, options, row, row + 1) for row in range(len(left))]
                 again = self._each(slots[left], requests, patience, write=True)
                 outcomes[left] = np.frombuffer(b"".join(again), dtype=np.uint8)
         return outcomes_of(outcomes.tobytes(), subject, self.location, name)
@@ -130,9 +135,9 @@ class RedisClusterStore(RedisServers):
     def _written(self, requests: Mapping[Node, list[bytes]]) -> dict[Node, list[Any]]:
         """The replies to calls of the script. Those of a server that does not tell then how far it has written are errors too."""
         pools = {node: self.servers.client(node).connection_pool for node in requests}
-        told = exchange(pools, {node: [self._load, *some, *POSITION] for node, some in requests.items()}, self.brake)
+        told = exchange(pools, {node: [*self._loads, *some, *POSITION] for node, some in requests.items()}, self.brake)
         replies: dict[Node, list[Any]] = {}
-        for node, (_, *some, server, replication) in told.items():
+        for node, (_, _, *some, server, replication) in told.items():
             lost = next((reply for reply in (server, replication) if isinstance(reply, Exception)), None)
             if lost is None:
                 self._wrote(*position_of(server, replication))
@@ -271,7 +276,7 @@ class RedisClusterStore(RedisServers):
     def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
         names, patience = [self._key(view, key) for key in keys], Patience(self.address.timeout)
         with translated(f"ask for the size of records of feature view {view!r} in", self.address, patience):
-            requests = [command(b"MEMORY", b"USAGE", name) for name in names]
+            requests = [command(b"MEMORY", b"USAGE", name, b"SAMPLES", b"0") for name in names]
             there = [size for size in self._each(_slots(names), requests, patience, write=False) if size]
         return sum(there) / len(there) if there else None
 
@@ -338,9 +343,10 @@ class RedisClusterStore(RedisServers):
         self.servers.close()
 
 
-def _columns(name: str, batch: EncodedBatch, rows: npt.NDArray[np.int64]) -> Columns:
-    keys = framed(batch.keys.take(pa.array(rows)), before=f"{name}:{{".encode(), after=b"}")
-    return Columns(*keys, *framed(batch.values.take(pa.array(rows))))
+def _columns(name: str, batch: EncodedBatch, *, hashed: bool) -> Columns:
+    words, shared = hash_words(batch) if hashed else ([batch.values], [])
+    keys = framed(batch.keys, before=f"{name}:{{".encode(), after=b"}")
+    return Columns(*keys, *framed(*words), len(words), shared)
 
 
 def _slots(names: Sequence[bytes]) -> npt.NDArray[np.int64]:

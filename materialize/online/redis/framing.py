@@ -12,7 +12,7 @@ from materialize.errors import OnlineStoreError
 if TYPE_CHECKING:
     from redis.connection import Connection
 
-    from materialize.model import Retention
+    from materialize.model import Layout, Retention
     from materialize.online.base import Outcomes
 
 __all__ = [
@@ -22,9 +22,10 @@ __all__ = [
     "outcomes_of",
     "read_reply",
     "write_options",
+    "write_script",
 ]
 
-#: What write.lua returns for a key that holds something that is no record.
+#: What the write scripts return for a key that holds something that is no record.
 FOREIGN = ord("3") - ord("0")
 
 
@@ -32,14 +33,19 @@ def lua(name: str) -> str:
     return (files("materialize.online.redis") / "lua" / f"{name}.lua").read_text()
 
 
+def write_script(layout: Layout) -> str:
+    """The script that stores rows in *layout*: the order rule, which is the same for both, and the way of storing."""
+    return lua("head") + lua(f"write_{layout}").replace("-- RULE\n", lua("rule"))
+
+
 def write_options(mode: str, retention: Retention) -> bytes:
-    """The first three arguments of write.lua."""
+    """The first three arguments of the write scripts."""
     ttl = b"" if retention.ttl_us is None else b"%d" % retention.ttl_us
     return b"".join(bulk(part) for part in (mode.encode(), ttl, b"%d" % -(-retention.keep_until_us // 1000)))
 
 
 def outcomes_of(replies: bytes, subject: str, location: str, name: str) -> Outcomes:
-    """What write.lua told of each row. Raises OnlineStoreError when a key below *name* holds what is no record."""
+    """What a write script told of each row. Raises OnlineStoreError when a key below *name* holds what is no record."""
     outcomes: Outcomes = np.frombuffer(replies, dtype=np.uint8) - ord("0")
     if foreign := int((outcomes == FOREIGN).sum()):
         raise OnlineStoreError(

@@ -1,4 +1,9 @@
-"""Names of keys in, what they hold out: one round trip to each server that has some, and within a deadline whatever hinders it."""
+"""Names of keys in, what they hold out: one round trip to each server that has some, and within a deadline whatever hinders it.
+
+A record is a string or, in the layout `hash`, the field ``_`` of a hash. While a rebuild turns one into the other a key may be either, so
+what is not of the kind that was asked for is asked for again as the other. GET and HGET tell it by an error; MGET gives nothing for
+a hash, so what several keys lack costs another round trip.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as driver
 
+from materialize.model import RECORD_FIELD
 from materialize.online.redis.answers import LOST, PASSING, Patience, passes, translated
 from materialize.online.redis.framing import bulk, command
 from materialize.online.redis.wire import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from materialize.online.redis.address import Address
     from materialize.online.redis.routes import Routes
@@ -25,12 +31,17 @@ __all__ = ["Reading"]
 KEYS_IN_FLIGHT = 4_000
 #: Rounds of redirects that are followed without a pause: MOVED may be followed by ASK.
 QUICK_ROUNDS = 2
+#: Rounds in which a key may turn out to be of the other kind before it is taken for something else than a record.
+TURNS = 12
 #: How much of the time that is left a connection to a replica may take to open, so that there is some left for its primary.
 SHARE = 0.5
 #: Before a request to a server that a slot is on its way to.
 ASKING = command(b"ASKING")
 #: What a server of a cluster says of keys that it does not have all, without a class of the driver's own.
 NOT_LOCAL = "non local key"
+#: What a server says of a key that holds something else than the command is for, without a class of the driver's own.
+WRONG_TYPE = "WRONGTYPE"
+FIELD = bulk(RECORD_FIELD.encode())
 
 
 class Reading:
@@ -45,14 +56,19 @@ class Reading:
         self.seconds = address.deadline if hard else address.timeout
         self.prefix = address.prefix.encode()
 
-    async def views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
-        """The records of entity keys by view; as `OnlineStore.read_views`."""
+    async def views(
+        self, keys: Mapping[str, Sequence[bytes]], hashed: Collection[str]
+    ) -> dict[str, list[bytes | None]]:
+        """The records of entity keys by view; as `OnlineStore.read_views`. *hashed*: views with the layout `hash`."""
         names: list[bytes] = []
+        fields: set[int] = set()
         for view, some in keys.items():
             head = b"%b:%b:{" % (self.prefix, view.encode())
+            if view in hashed:
+                fields.update(range(len(names), len(names) + len(some)))
             names += [b"%b%b}" % (head, key) for key in some]
         views = ", ".join(map(repr, keys))
-        found = await self.get(names, f"read {len(names):,} entities of feature view {views} from")
+        found = await self.get(names, f"read {len(names):,} entities of feature view {views} from", fields=fields)
         records, low = {}, 0
         for view, some in keys.items():
             records[view] = found[low : low + len(some)]
@@ -64,8 +80,12 @@ class Reading:
         cell = f"{self.address.prefix}:{view}:{name}".encode()
         return (await self.get([cell], f"read the {name} of feature view {view!r} from", records=False))[0]
 
-    async def get(self, names: Sequence[bytes], doing: str, *, records: bool = True) -> list[bytes | None]:
-        """What each key holds, None where it is absent. What is no string counts as absent among *records*, and is an error else.
+    async def get(
+        self, names: Sequence[bytes], doing: str, *, records: bool = True, fields: Collection[int] = ()
+    ) -> list[bytes | None]:
+        """What each key holds, None where it is absent; *fields*: the places of those that are hashes. Without *records* all are strings.
+
+        What is neither a string nor a hash counts as absent among *records*, and is an error else.
 
         What a replica does not have, its primary is asked for: one that is being filled, or whose slots move, would deny records. Where no
         primary answers, the replica's word counts.
@@ -74,11 +94,12 @@ class Reading:
         with translated(doing, self.address, patience):
             for low in range(0, len(names), KEYS_IN_FLIGHT):
                 rows: Sequence[int] = range(low, min(low + KEYS_IN_FLIGHT, len(names)))
-                search = _Search(self, names, found, patience, records=records)
+                search = _Search(self, names, found, patience, records=records, fields=fields)
                 await search.find(rows, replicas=self.routes.replicas)
                 if search.denied:
+                    again = _Search(self, names, found, patience, records=records, fields=search.fields)
                     try:
-                        await _Search(self, names, found, patience, records=records).find(search.denied, replicas=False)
+                        await again.find(search.denied, replicas=False)
                     except (driver.RedisError, OSError) as error:
                         if not (records and passes(error, lost=True)):
                             raise
@@ -95,7 +116,14 @@ class _Search:
     """The rounds of one call: who is asked, what came, and what is asked again."""
 
     def __init__(
-        self, reading: Reading, names: Sequence[bytes], found: list[Any], patience: Patience, *, records: bool
+        self,
+        reading: Reading,
+        names: Sequence[bytes],
+        found: list[Any],
+        patience: Patience,
+        *,
+        records: bool,
+        fields: Collection[int],
     ) -> None:
         self.reading, self.names, self.found, self.patience, self.records = reading, names, found, patience, records
         self.routes, self.wire = reading.routes, reading.wire
@@ -104,6 +132,10 @@ class _Search:
         #: Whether to open new connections, and where servers sent us: row -> server, and whether with ASKING.
         self.fresh = False
         self.redirects: dict[int, tuple[Node, bool]] = {}
+        #: Rows to ask for as hashes, those that turned out to be of the other kind in this round, and in how many rounds some did.
+        self.fields = set(fields)
+        self.turned: list[int] = []
+        self.turns = 0
         #: Rows that a replica does not have.
         self.denied: list[int] = []
 
@@ -126,10 +158,11 @@ class _Search:
                 self.routes.shun(
                     lane.call.node for lane in lanes if _lost(lane.replies) and not (lane.reused and _closed(lane))
                 )
-                self.denied += [row for row in rows if self.found[row] is None and row not in errors]
+                again = {*errors, *self.turned}
+                self.denied += [row for row in rows if self.found[row] is None and row not in again]
+            rows = sorted([*errors, *self._turn()])
             if not errors:
-                return
-            rows = sorted(errors)
+                continue
             self.wire.forget([lane.call.node for lane in lanes if _closed(lane)])
             reused = all(lane.reused for lane in lanes if _lost(lane.replies))
             await self._settle(list(errors.values()), reused=reused, replicas=replicas)
@@ -145,11 +178,14 @@ class _Search:
         left = [row for row in rows if row not in self.redirects] if self.redirects else rows
         # Keys of one slot that is on its way may be at two servers.
         single = not self.records or self.rounds > 1
-        for node, some in self.routes.groups(left, self.names, replicas=replicas, single=single):
-            if node is None:
-                errors |= dict.fromkeys(some, driver.ClusterDownError("no server owns the hash slot"))
-            else:
-                asked.setdefault((node, False), []).append(some)
+        strings = [row for row in left if row not in self.fields] if self.fields else left
+        hashes = [row for row in left if row in self.fields] if self.fields else []
+        for some, alone in ((strings, single), (hashes, True)):
+            for node, group in self.routes.groups(some, self.names, replicas=replicas, single=alone):
+                if node is None:
+                    errors |= dict.fromkeys(group, driver.ClusterDownError("no server owns the hash slot"))
+                else:
+                    asked.setdefault((node, False), []).append(group)
         self.redirects = {}
         calls = [
             Call(node, b"".join(self._requests(some, asking=asking)), len(some) * (1 + asking))
@@ -158,26 +194,45 @@ class _Search:
         return calls, [(some, asking) for (_, asking), some in asked.items()], errors
 
     def _requests(self, groups: Iterable[Sequence[int]], *, asking: bool) -> Iterable[bytes]:
-        # MGET gives nothing for what is no string, where GET would fail.
-        verb = bulk(b"MGET" if self.records else b"GET")
+        names = self.names
         for rows in groups:
             if asking:
                 yield ASKING
-            yield b"*%d\r\n%b" % (len(rows) + 1, verb)
-            yield from [b"$%d\r\n%b\r\n" % (len(self.names[row]), self.names[row]) for row in rows]
+            if len(rows) > 1:
+                yield b"*%d\r\n$4\r\nMGET\r\n" % (len(rows) + 1)
+                yield from [b"$%d\r\n%b\r\n" % (len(names[row]), names[row]) for row in rows]
+            elif rows[0] in self.fields:
+                yield b"*3\r\n$4\r\nHGET\r\n$%d\r\n%b\r\n%b" % (len(names[rows[0]]), names[rows[0]], FIELD)
+            else:
+                yield b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(names[rows[0]]), names[rows[0]])
 
     def _take(self, lane: Lane, of: tuple[list[Sequence[int]], bool], errors: dict[int, Exception]) -> None:
         """Put what came in its place, and errors into *errors*."""
         groups, asking = of
         for rows, reply in zip(groups, lane.replies[1::2] if asking else lane.replies, strict=True):
             if isinstance(reply, Exception):
+                if self.records and str(reply).startswith(WRONG_TYPE):
+                    self.turned += rows
+                    continue
                 errors |= dict.fromkeys(rows, reply)
                 if isinstance(reply, driver.AskError):  # or the MovedError, which is one
                     to = (reply.host or lane.call.node[0], int(reply.port))
                     self.redirects |= dict.fromkeys(rows, (to, not isinstance(reply, driver.MovedError)))
+            elif len(rows) == 1:
+                self.found[rows[0]] = reply
             else:
-                for row, value in zip(rows, reply if self.records else [reply], strict=True):
+                for row, value in zip(rows, reply, strict=True):
                     self.found[row] = value
+                self.turned += [row for row in rows if self.found[row] is None]
+
+    def _turn(self) -> list[int]:
+        """The rows to ask for as the other kind, from now on."""
+        turned, self.turned = self.turned, []
+        if not turned:
+            return turned
+        self.turns += 1
+        self.fields.symmetric_difference_update(turned)
+        return turned if self.turns <= TURNS else []
 
     async def _settle(self, errors: Sequence[Exception], *, reused: bool, replicas: bool) -> None:
         """Wait where waiting helps. Raises the one that does not pass, or the last one when the time is over.

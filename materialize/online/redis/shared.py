@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from materialize.online.demand import Demand
     from materialize.online.reading import ReadTerms
 
-__all__ = ["CURSORS", "KEYS_PER_READ", "RedisServers", "held", "scanned"]
+__all__ = ["CURSORS", "RedisServers", "held", "scanned"]
 
 Result = TypeVar("Result")
 
@@ -141,7 +141,14 @@ class RedisServers(OnlineStore):
 
     def read_views(self, keys: Mapping[str, Sequence[bytes]]) -> dict[str, list[bytes | None]]:
         """As `read`, for several views in one round trip to each server that has some of them."""
-        return run(self.reading.views(keys))
+        return run(self.reading.views(keys, self.hashed))
+
+    def read_names(self, view: str, names: Sequence[bytes]) -> list[bytes | None]:
+        """The records of *view* under whole keys."""
+        fields = set(range(len(names))) if view in self.hashed else set()
+        return run(
+            self.reading.get(names, f"read {len(names):,} entities of feature view {view!r} from", fields=fields)
+        )
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         return run(self.reading.cell(view, name))

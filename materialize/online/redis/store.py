@@ -15,7 +15,8 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from materialize.online.redis.answers import Patience, translated
 from materialize.online.redis.evidence import ask_position
-from materialize.online.redis.framing import bulk, lua, outcomes_of, read_reply, write_options
+from materialize.online.redis.framing import bulk, lua, outcomes_of, read_reply, write_options, write_script
+from materialize.online.redis.hashes import hash_words
 from materialize.online.redis.probe import RedisProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, held, scanned
 from materialize.online.redis.sizing import EXPIRY_MS, ROWS
@@ -35,6 +36,8 @@ __all__ = ["BYTES_IN_FLIGHT", "BYTES_PER_CALL", "ROWS_PER_CALL", "Columns", "Red
 
 #: Rows per script call: at 1.5 us a row a call keeps readers waiting 0.15 ms; 4,000 rows raised their median to 7 ms.
 ROWS_PER_CALL = 100
+#: Words of rows of many words per script call, for hashes: a word costs the server about 1 us.
+WORDS_PER_CALL = 250
 #: Bytes per script call, for long values: one call stays below what a reader should wait for.
 BYTES_PER_CALL = 256 * 2**10
 #: Bytes sent and not yet answered, per connection: enough to keep the server busy, small enough to stop quickly.
@@ -43,20 +46,26 @@ BYTES_IN_FLIGHT = 2 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Rows to be written, framed: keys and values as RESP bulk strings one after the other, each with the n + 1 places where they end."""
+    """Rows to be written, framed: keys and values as RESP bulk strings one after the other, each with the n + 1 places where they end.
+
+    ``words``: how many bulk strings the values of one row are. ``shared``: words that all rows of a call have in common, not framed.
+    """
 
     keys: memoryview
     key_ends: npt.NDArray[np.int64]
     values: memoryview
     value_ends: npt.NDArray[np.int64]
+    words: int = 1
+    shared: Sequence[bytes] = ()
 
     def calls(self) -> Iterator[tuple[int, int]]:
-        """Cut rows into script calls of bounded rows and bytes; a longer value has a call of its own."""
+        """Cut rows into script calls of bounded rows, words and bytes; a longer value has a call of its own."""
         ends = self.value_ends
         rows, low = len(ends) - 1, 0
+        most = ROWS_PER_CALL if self.words == 1 else max(1, min(ROWS_PER_CALL, WORDS_PER_CALL // self.words))
         while low < rows:
             fitting = int(np.searchsorted(ends, ends[low] + BYTES_PER_CALL, side="right")) - 1
-            high = min(max(fitting, low + 1), low + ROWS_PER_CALL, rows)
+            high = min(max(fitting, low + 1), low + most, rows)
             yield low, high
             low = high
 
@@ -64,11 +73,12 @@ class Columns:
         """The call of *script* for some rows, whose keys are declared: one server, or one slot of a cluster."""
         return b"".join(
             (
-                b"*%d\r\n$7\r\nEVALSHA\r\n" % (2 * (high - low) + 6),
+                b"*%d\r\n$7\r\nEVALSHA\r\n" % self._words_of(high - low),
                 script,
                 bulk(b"%d" % (high - low)),
                 self.keys[self.key_ends[low] : self.key_ends[high]],
                 options,
+                *map(bulk, self.shared),
                 self.values[self.value_ends[low] : self.value_ends[high]],
             )
         )
@@ -77,18 +87,23 @@ class Columns:
         """The same for keys of several slots of one server, which are arguments after the options."""
         return b"".join(
             (
-                b"*%d\r\n$7\r\nEVALSHA\r\n" % (2 * (high - low) + 6),
+                b"*%d\r\n$7\r\nEVALSHA\r\n" % self._words_of(high - low),
                 script,
                 b"$1\r\n0\r\n",
                 options,
+                *map(bulk, self.shared),
                 self.keys[self.key_ends[low] : self.key_ends[high]],
                 self.values[self.value_ends[low] : self.value_ends[high]],
             )
         )
 
+    def _words_of(self, rows: int) -> int:
+        """Of a call with so many rows: their keys and values, EVALSHA, the script, the number of keys and three options."""
+        return (1 + self.words) * rows + 6 + len(self.shared)
+
 
 class RedisStore(RedisServers):
-    """Records as plain string values on one Redis (6.2 or newer) or Valkey server, or on the primary that sentinels name.
+    """Records as strings, of views in ``hashed`` in hashes, on one Redis (6.2 or newer) or Valkey, or on the primary that sentinels name.
 
     *url*: see `materialize.online.redis.address`. What passes by itself (a server that starts, is failed over or runs a long script) is
     waited for until the deadline of the URL, in reads for its timeout; so is a lost connection where sentinels will name another
@@ -103,7 +118,8 @@ class RedisStore(RedisServers):
         self.taken_over = self.address.kind == "sentinel"
         self.pool = _pool(self.address)
         self.client = redis.Redis(connection_pool=self.pool)
-        self.write_script = self.client.register_script(lua("write"))
+        self.write_script = self.client.register_script(write_script("vector"))
+        self.hash_script = self.client.register_script(write_script("hash"))
         self.cell_script = self.client.register_script(lua("compare_and_set"))
 
     def _clients(self) -> dict[str, redis.Redis]:
@@ -130,7 +146,7 @@ class RedisStore(RedisServers):
         patience, replies = Patience(self.address.deadline), b""
         while not replies:
             with self._waiting(subject, patience):
-                self.client.script_load(self.write_script.script)
+                self.client.script_load(self._script(view).script)
                 with held(self.pool) as connection:
                     replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
                     # Asked on the same connection, so it is the same server that took them.
@@ -139,10 +155,14 @@ class RedisStore(RedisServers):
 
     def _requests(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Iterator[bytes]:
         """One RESP request per script call."""
+        words, shared = hash_words(batch) if view in self.hashed else ([batch.values], [])
         keys = framed(batch.keys, before=f"{self.prefix}:{view}:{{".encode(), after=b"}")
-        columns = Columns(*keys, *framed(batch.values))
-        script, options = bulk(self.write_script.sha.encode()), write_options(mode, retention)
+        columns = Columns(*keys, *framed(*words), len(words), shared)
+        script, options = bulk(self._script(view).sha.encode()), write_options(mode, retention)
         return (columns.request(script, options, low, high) for low, high in list(columns.calls()))
+
+    def _script(self, view: str) -> Any:
+        return self.hash_script if view in self.hashed else self.write_script
 
     def _pipeline(self, connection: Connection, requests: Iterator[bytes]) -> bytes:
         """Send all requests with bounded bytes in flight, one by one while the brake is on, and read every reply, in order."""
@@ -166,7 +186,7 @@ class RedisStore(RedisServers):
         head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
         with translated(f"scan feature view {view!r} in", self.address):
             for names in scanned(self.pool, head + b"*}", int(start * CURSORS)):
-                records = list(self.client.mget(names)) if names else []
+                records = self.read_names(view, names)
                 there = [
                     (name[len(head) : -len(tail)], record)
                     for name, record in zip(names, records, strict=True)
@@ -191,7 +211,8 @@ class RedisStore(RedisServers):
     def record_bytes(self, view: str, keys: Sequence[bytes]) -> float | None:
         sizes: list[Any] = self._patiently(
             f"ask for the size of records of feature view {view!r} in",
-            lambda: [self.client.memory_usage(self._key(view, key)) for key in keys],
+            # All fields of a hash are weighed, not a few: one is much longer than the others.
+            lambda: [self.client.memory_usage(self._key(view, key), samples=0) for key in keys],
         )
         there = [size for size in sizes if size]
         return sum(there) / len(there) if there else None
@@ -228,12 +249,17 @@ def _pool(address: Address) -> redis.ConnectionPool:
     return pool
 
 
-def framed(column: pa.BinaryArray, before: bytes = b"", after: bytes = b"") -> tuple[memoryview, npt.NDArray[np.int64]]:
-    """Every value as a RESP bulk string, one after the other, and the n + 1 positions where they begin and end."""
-    sizes = pc.add(pc.binary_length(column), len(before) + len(after))
-    parts = (b"$", pc.cast(pc.cast(sizes, pa.string()), pa.binary()), b"\r\n" + before, column, after + b"\r\n", b"")
+def framed(
+    *columns: pa.BinaryArray, before: bytes = b"", after: bytes = b""
+) -> tuple[memoryview, npt.NDArray[np.int64]]:
+    """Every value as a RESP bulk string, those of one row after the other, and the n + 1 positions where rows begin and end."""
+    parts: list[bytes | pa.BinaryArray] = [b"$"]
+    for column in columns:
+        sizes = pc.add(pc.binary_length(column), len(before) + len(after))
+        parts += [pc.cast(pc.cast(sizes, pa.string()), pa.binary()), b"\r\n" + before, column, after + b"\r\n$"]
+    parts[-1] = after + b"\r\n"
     joined = pc.binary_join_element_wise(
-        *(pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in parts)
+        *(pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in (*parts, b""))
     )
     _, offsets, data = joined.buffers()
     return memoryview(data), np.frombuffer(offsets, dtype=np.int32, count=len(joined) + 1).astype(np.int64)

@@ -1,0 +1,66 @@
+-- Store records of one view as hashes, atomically for each key. Put behind head.lua.
+--
+-- KEYS[1..n]   record keys; none in a call for keys of several slots of one server of a cluster (head.lua)
+-- ARGV[4]      how many features the rows have, f; 0 for tombstones
+-- ARGV[5..]    the f names of the features; where KEYS is empty, n record keys; then for each row its record, its holes and f texts.
+--              Holes: "" for a row that has all features, else a character for each: "1" for one that it lacks, whose text is ""
+--
+-- The field "_" has the record, every other field the text of the feature that it is named after. A row that is stored leaves no field
+-- of an older one.
+
+local AT_ONCE = 1000 -- features of one HSET: what unpack gives at once is limited
+
+local features = tonumber(ARGV[4])
+local width = features + 2
+local keys, first = KEYS, 4 + features
+if #KEYS == 0 then
+  keys = {}
+  local rows = (#ARGV - first) / (width + 1)
+  for i = 1, rows do keys[i] = ARGV[first + i] end
+  first = first + rows
+end
+
+-- The fields of the row whose record is the argument *place*, to *key*.
+local function set_fields(key, kept, place, holes)
+  local words, last = {key, "_", kept}, 3
+  for feature = 1, features do
+    if holes == "" or string.byte(holes, feature) == 48 then
+      words[last + 1], words[last + 2] = ARGV[4 + feature], ARGV[place + 1 + feature]
+      last = last + 2
+      if last > 2 * AT_ONCE then
+        redis.call("HSET", unpack(words))
+        words, last = {key}, 1
+      end
+    end
+  end
+  if last > 1 then redis.call("HSET", unpack(words)) end
+end
+
+local outcomes = {}
+
+for i = 1, #keys do
+  local key, place = keys[i], first + (i - 1) * width + 1
+  local new, hash = ARGV[place], true
+  local old = redis.pcall("HGET", key, "_")
+  if type(old) == "table" then
+    if not string.find(old.err, "WRONGTYPE", 1, true) then return old end
+    hash, old = false, redis.pcall("GET", key)
+    if type(old) == "table" then old = "" end -- neither, so no record
+  elseif not old and redis.call("EXISTS", key) == 1 then
+    old = "" -- a hash without a record
+  end
+  -- RULE
+  if kept and stays and hash then
+    keep_hash(key, kept, time)
+  elseif kept and stays and time then
+    redis.call("SET", key, kept, "PXAT", time)
+  elseif kept and stays then
+    redis.call("SET", key, kept)
+  elseif kept then
+    if old then redis.call("PEXPIREAT", key, 1) end -- as DEL does, which users of runs may not send
+    set_fields(key, kept, place, ARGV[place + 1])
+    if time then redis.call("PEXPIREAT", key, time) end
+  end
+  outcomes[i] = outcome
+end
+return table.concat(outcomes)
