@@ -171,6 +171,33 @@ def test_a_half_moved_slot_takes_and_gives_all_rows(larger_cluster: Cluster) -> 
         assert len(store.evidence() or {}) == 4
 
 
+def test_keys_of_half_moved_slots_become_hashes_and_strings_again(larger_cluster: Cluster) -> None:
+    cluster = larger_cluster
+    target = cluster.servers[3]
+    cluster.flush()
+    slots = sorted({slot_of(key) for key in KEYS[100:140]})
+    with RedisClusterStore(cluster.url) as store:
+        write(store, *map(Row, KEYS[:1_000]))
+        opened = [(slot, cluster.open_slot(slot, target)) for slot in slots if cluster.owner_of(slot) is not target]
+        for slot, source in opened[::2]:
+            cluster.move_keys(slot, source, target)
+
+        for event, hashed in ((2, {"view"}), (3, set[str]()), (4, {"view"})):
+            store.hashed = frozenset(hashed)
+            assert write(store, *(Row(key, event) for key in KEYS)) == [WRITTEN] * len(KEYS)
+            assert None not in store.read("view", KEYS)
+            assert set(content(store)) == set(KEYS)
+
+        for slot, source in opened:
+            while cluster.move_keys(slot, source, target):
+                pass
+            cluster.close_slot(slot, source, target)
+        cluster.agree()
+        assert set(content(store)) == set(KEYS)
+        kinds = {one.client.type(name) for one in cluster.primaries() for name in one.client.scan_iter("*:view:{*")}
+        assert kinds == {b"hash"}
+
+
 def test_a_scan_that_slots_overtake_meets_every_key(larger_cluster: Cluster) -> None:
     cluster = larger_cluster
     cluster.flush()

@@ -36,11 +36,10 @@ local function set_fields(key, kept, place, holes)
   if last > 1 then redis.call("HSET", unpack(words)) end
 end
 
-local outcomes = {}
-
+-- All are read first: where a key is not this server's any more nothing is stored yet.
+local held, hashes, outcomes = {}, {}, {}
 for i = 1, #keys do
-  local key, place = keys[i], first + (i - 1) * width + 1
-  local new, hash = ARGV[place], true
+  local key, hash = keys[i], true
   local old = redis.pcall("HGET", key, "_")
   if type(old) == "table" then
     if not string.find(old.err, "WRONGTYPE", 1, true) then return old end
@@ -49,8 +48,14 @@ for i = 1, #keys do
   elseif not old and redis.call("EXISTS", key) == 1 then
     old = "" -- a hash without a record
   end
+  held[i], hashes[i] = old, hash
+end
+
+for i = 1, #keys do
+  local key, place = keys[i], first + (i - 1) * width + 1
+  local new, old = ARGV[place], held[i]
   -- RULE
-  if kept and stays and hash then
+  if kept and stays and hashes[i] then
     keep_hash(key, kept, time)
   elseif kept and stays and time then
     redis.call("SET", key, kept, "PXAT", time)
