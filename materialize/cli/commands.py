@@ -12,6 +12,7 @@ import typer
 from materialize import metrics
 from materialize.cli import rights, runs, state, upkeep
 from materialize.cli.quarantine import quarantine
+from materialize.cli.serve import serve
 from materialize.stop import Stopped
 
 __all__ = ["app", "main"]
@@ -33,6 +34,7 @@ for command in (
     rights.acl,
     state.status,
     state.lookup,
+    serve,
     runs.verify,
     state.doctor,
     upkeep.forget,
