@@ -156,5 +156,7 @@ def asked() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise Problem(404, str(error)) from None
+    except UnicodeEncodeError:  # its message and its arguments hold the text
+        raise Problem(422, "found half of a surrogate pair in a text, expected what UTF-8 can hold") from None
     except ValueError as error:
         raise Problem(422, str(error)) from None
