@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -60,9 +61,9 @@ def _serve(config: uvicorn.Config) -> bool:
     if config.workers > 1:
         Multiprocess(config, [config.bind_socket()]).run()
         return True
-    # uvicorn hands a signal on once it has stopped by it, which would end the process with its number instead of 0.
+    # uvicorn hands a signal on once it has stopped by it, which would end the process with its number.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: sys.exit(0))
     server = uvicorn.Server(config)
     server.run()
     return server.started
