@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
-from materialize.server.error_log import ErrorLog
+from materialize.server.error_log import ErrorLog, Seldom
 from materialize.server.settings import Limits, Tokens, check_address, tokens_of
 from materialize.serving import OnlineFeatures
 from tests.http_load import Question, flood, request
@@ -444,6 +444,22 @@ def test_many_errors_alike_are_a_line_now_and_then(caplog: pytest.LogCaptureFixt
         "4 more since the last line)",
         "0 more since the last line)",
     ]
+
+
+def test_what_uvicorn_says_of_every_connection_is_said_now_and_then() -> None:
+    now = [100.0]
+    seldom = Seldom(lambda: now[0])
+    busy = logging.makeLogRecord(
+        {"name": "uvicorn.error", "levelno": logging.WARNING, "msg": "Exceeded concurrency limit."}
+    )
+    other = logging.makeLogRecord({"name": "materialize.server", "levelno": logging.ERROR, "msg": "request failed"})
+
+    passed = []
+    for step in range(7):
+        now[0] = 100.0 + step
+        passed.append((seldom.filter(busy), seldom.filter(other)))
+
+    assert passed == [(step in {0, 5}, True) for step in range(7)]
 
 
 def test_nothing_that_is_logged_or_refused_holds_a_key_a_value_or_a_token(

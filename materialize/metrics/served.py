@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ class Served:
     def values(self, by_status: Mapping[str, int]) -> None:
         for status, count in by_status.items():
             self._values.labels(status).inc(count)
+
+    def end(self) -> None:
+        """The process has nothing under way any more, which the others of its server shall not go on to tell."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -68,6 +68,7 @@ def create(features: AsyncOnlineFeatures, settings: Settings, tokens: Tokens) ->
         gc.freeze()
         yield
         await features.close()
+        metrics.end()
 
     metrics, errors = Served(), ErrorLog()
     # The pages that show the schema to people load scripts from another host, therefore there are none.
@@ -77,6 +78,7 @@ def create(features: AsyncOnlineFeatures, settings: Settings, tokens: Tokens) ->
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=lifespan,
     )
     _add_routes(app, Routes(features, settings.limits, metrics, settings.store_deadline))

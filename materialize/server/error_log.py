@@ -12,7 +12,7 @@ from materialize.errors import MaterializeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ErrorLog"]
+__all__ = ["ErrorLog", "Seldom"]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,24 @@ class ErrorLog:
         self._lines[kind] = (now, 0)
         told = str(error) if isinstance(error, MaterializeError) else f"in {_place(error)}"
         log.error("request failed: %s: %s (%d more since the last line)", kind, told, unsaid)
+
+
+class Seldom(logging.Filter):
+    """Lets a message of uvicorn pass once in `SELDOM` seconds: it has one for every connection that there is no room for."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.clock = clock
+        self._said: dict[str, float] = {}  # uvicorn has some twenty messages
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != "uvicorn.error" or record.levelno < logging.WARNING:
+            return True
+        now = self.clock()
+        if now - self._said.get(record.msg, now - SELDOM) < SELDOM:
+            return False
+        self._said[record.msg] = now
+        return True
 
 
 def _place(error: BaseException) -> str:

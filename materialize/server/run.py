@@ -95,7 +95,8 @@ def _logging() -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "filters": {"seldom": {"()": "materialize.server.error_log.Seldom"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["seldom"]}},
         "root": {"level": "WARNING", "handlers": ["stderr"]},
         "loggers": {"uvicorn": {"level": "INFO"}, "materialize": {"level": "INFO"}},
     }
