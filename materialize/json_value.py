@@ -17,7 +17,7 @@ __all__ = ["json_value", "json_writer"]
 #: Types whose values need not fit a float64, which is the only number that JavaScript and many other readers of JSON have.
 WIDE = ("int64", "uint64")
 #: Types whose values JSON has as they are: a float only where it is finite.
-AS_IT_IS = ("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64", "string")
+AS_IT_IS = frozenset({"bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float32", "float64", "string"})
 
 
 def json_value(value: Any) -> Any:
@@ -51,8 +51,8 @@ def json_writer(kind: FeatureType) -> Callable[[Any], Any] | None:
     As `json_value`, and 64-bit integers are text, each of them: what a reader gets depends on the feature's type and never on how
     great a value is today. Floats that are not finite are left to `json_value`.
     """
+    if kind.kind in AS_IT_IS:
+        return None
     if kind.kind == "list":
         return (lambda values: [str(value) for value in values]) if kind.item in WIDE else json_value
-    if kind.kind in WIDE:
-        return str
-    return None if kind.kind in AS_IT_IS else json_value
+    return str if kind.kind in WIDE else json_value
