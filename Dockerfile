@@ -9,7 +9,7 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check --root-user
 # From the lock only what pyproject.toml asks for without its tools for developers. Then PostgreSQL and Celery, and what these
 # two need that the lock does not have. Celery 5.7 has no more what the provider 3.26 imports: its workers would not start.
 RUN python -m uv pip install --no-cache --compile-bytecode --python /opt/venv/bin/python \
-        --requirement pyproject.toml --extra airflow --constraint requirements.txt \
+        --requirement pyproject.toml --extra airflow --extra serve --constraint requirements.txt \
         apache-airflow-providers-celery==3.26.0 \
         apache-airflow-providers-postgres==7.1.1 \
         amqp==5.4.2 \

@@ -21,6 +21,7 @@ SECRETS = {
     "POSTGRES_PASSWORD": lambda: secrets.token_hex(KEY_BYTES),
     "VALKEY_PASSWORD": lambda: secrets.token_hex(KEY_BYTES),
     "BROKER_PASSWORD": lambda: secrets.token_hex(KEY_BYTES),
+    "MATERIALIZE_SERVE_TOKENS": lambda: secrets.token_hex(KEY_BYTES),
     "AIRFLOW_FERNET_KEY": lambda: base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode(),
     "AIRFLOW_API_SECRET_KEY": lambda: secrets.token_hex(KEY_BYTES),
     "AIRFLOW_JWT_SECRET": lambda: secrets.token_hex(JWT_BYTES),

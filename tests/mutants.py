@@ -641,7 +641,7 @@ def copied(folder: Path) -> Path:
     for name in ("materialize", "tests", "scripts"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in PROJECT.iterdir():
-        if path.name in {"pyproject.toml", "docs", "config", "dags", "demo", "benchmarks", "README.md"}:
+        if path.name in {"pyproject.toml", "docs", "config", "dags", "demo", "benchmarks", "examples", "README.md"}:
             (folder / path.name).symlink_to(path)
     return folder
 

@@ -32,6 +32,7 @@ REQUIRED = {
     "AIRFLOW_JWT_SECRET",
     "AIRFLOW_UI_PASSWORD",
     "BROKER_PASSWORD",
+    "MATERIALIZE_SERVE_TOKENS",
     "POSTGRES_PASSWORD",
     "VALKEY_PASSWORD",
 }
@@ -190,7 +191,8 @@ def test_secrets_reach_only_the_services_that_need_them(services, environment):
     assert holders["AIRFLOW_JWT_SECRET"] == {"airflow-apiserver", "airflow-scheduler"}
     assert holders["AIRFLOW_FERNET_KEY"] == holders["AIRFLOW_API_SECRET_KEY"] == airflow
     assert holders["POSTGRES_PASSWORD"] == {"postgres"} | airflow
-    assert holders["VALKEY_PASSWORD"] == {"valkey"} | airflow
+    assert holders["VALKEY_PASSWORD"] == {"valkey", "serve"} | airflow
+    assert holders["MATERIALIZE_SERVE_TOKENS"] == {"serve"}
     assert holders["BROKER_PASSWORD"] == {"broker"} | airflow
 
 
@@ -214,7 +216,7 @@ def test_no_password_or_key_is_written_in_the_files(written):
 def test_no_port_is_published_beyond_this_machine(services):
     ports = [str(port) for one in services.values() for port in one.get("ports", [])]
 
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert [port for port in ports if not re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)] == []
     assert [name for name, one in services.items() if "network_mode" in one] == []
 
@@ -248,14 +250,19 @@ def test_every_service_that_is_waited_for_is_there_whenever_its_waiter_is(servic
 def test_celery_has_two_workers_and_a_broker_in_its_profile_only(services):
     profiled = {name: one["profiles"] for name, one in services.items() if "profiles" in one}
 
-    assert profiled == {"airflow-worker": ["celery"], "broker": ["celery"], "dynamodb": ["dynamodb"]}
+    assert profiled == {
+        "airflow-worker": ["celery"],
+        "broker": ["celery"],
+        "dynamodb": ["dynamodb"],
+        "serve": ["serve"],
+    }
     assert services["airflow-worker"]["deploy"]["replicas"] == 2
 
 
 def test_executor_is_what_the_environment_says(written, environment, services):
     celery = interpolated(written["services"], environment | {"AIRFLOW_EXECUTOR": "CeleryExecutor"})
 
-    for name in services.keys() - {"postgres", "valkey", "broker", "dynamodb"}:
+    for name in services.keys() - {"postgres", "valkey", "broker", "dynamodb", "serve"}:
         assert services[name]["environment"]["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
         assert celery[name]["environment"]["AIRFLOW__CORE__EXECUTOR"] == "CeleryExecutor"
 

@@ -26,7 +26,7 @@ from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
 from materialize.order import stamp
 from materialize.serving import STATUSES, AsyncOnlineFeatures, Lookup, OnlineFeatures
-from materialize.serving.core import Core
+from materialize.serving.core import MOST_SELECTIONS, Core
 from materialize.serving.request import entity_key_bytes
 from materialize.testing import FOREVER
 from tests import servers
@@ -133,6 +133,18 @@ def test_chosen_features_come_in_the_order_asked_for(store: OnlineStore) -> None
     assert list(features.read_features("v", 1, ["c", "a"]).features.items()) == [("c", 3), ("a", 1)]
     assert features.read_features("v", 1, ["b"]).features == {"b": 2}
     assert features.read_features("v", 1, []).features == {}
+
+
+def test_choices_of_features_are_not_remembered_without_end(store: OnlineStore) -> None:
+    names = [f"f{place}" for place in range(20)]
+    mine = view(**dict.fromkeys(names, "int64"))
+    core = Core([mine], "default", store.location)
+
+    for many in range(3 * MOST_SELECTIONS):
+        chosen = [name for place, name in enumerate(names) if many >> place & 1]
+        assert core.selection("v", chosen).names == tuple(chosen)
+
+    assert len(core.selections) <= MOST_SELECTIONS
 
 
 def test_every_type_comes_back_exactly_one_by_one_and_as_arrow(any_store: OnlineStore) -> None:

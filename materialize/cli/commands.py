@@ -13,6 +13,7 @@ from materialize import metrics
 from materialize.cli import pushing, rights, runs, state, upkeep
 from materialize.cli.explain import explain
 from materialize.cli.quarantine import quarantine
+from materialize.cli.serve import serve
 from materialize.stop import Stopped
 
 __all__ = ["app", "main"]
@@ -36,6 +37,7 @@ for command in (
     state.status,
     state.lookup,
     explain,
+    serve,
     runs.verify,
     state.doctor,
     upkeep.forget,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from datetime import date, time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from materialize.json_value import json_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,27 +39,8 @@ SHOWN = ("rows_read", "entities", "written", "stale", "unchanged", "expired", "d
 
 
 def print_json(row: dict[str, Any]) -> None:
-    """One JSON object on a line of its own.
-
-    Bytes are hexadecimal text, times ISO format, decimals text; so are ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
-    JSON has no numbers for (the convention of Protocol Buffers).
-    """
-    print(json.dumps(_plain(row), allow_nan=False), flush=True)  # noqa: T201 - results go to standard output
-
-
-def _plain(value: Any) -> Any:
-    """*value* as what JSON has."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-    if isinstance(value, date | time):
-        return value.isoformat()
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    """One JSON object on a line of its own, its values as `materialize.json_value` writes them."""
+    print(json.dumps(json_value(row), allow_nan=False), flush=True)  # noqa: T201 - results go to standard output
 
 
 def print_facts(facts: dict[str, Any], *, as_json: bool) -> None:

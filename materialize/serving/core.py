@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Core", "utc_us"]
 
+#: Choices of features that are remembered: a program has a few, but one that answers others gets as many as they think of.
+MOST_SELECTIONS = 1_000
+
 
 def utc_us() -> int:
     """The time of this machine's clock, in microseconds since 1970 UTC."""
@@ -81,7 +84,10 @@ class Core:
         found = self.selections.get(wanted)
         if found is None:
             schemas = known(self.schemas, view, f"feature view of the online store {self.store!r}")
-            found = self.selections[wanted] = Selection(schemas, names)
+            found = Selection(schemas, names)
+            if len(self.selections) >= MOST_SELECTIONS:
+                self.selections.clear()
+            self.selections[wanted] = found
         return found
 
     def asked(self, lookups: Sequence[Lookup]) -> Asked:

@@ -1,0 +1,81 @@
+"""What an HTTP server did in, text for Prometheus out; over all processes of a server where prometheus_client is told to (PROMETHEUS_MULTIPROC_DIR)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.process_collector import ProcessCollector
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Served"]
+
+#: Seconds; the target is a p99 below 5 ms.
+BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+class Served:
+    """The metrics of one server. They count what was asked for and never say which entities."""
+
+    content_type = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "materialize_http_requests", "Answers by route and status.", ["route", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "materialize_http_request_duration_seconds",
+            "From a request's head to the end of its answer.",
+            ["route"],
+            buckets=BUCKETS,
+            registry=registry,
+        )
+        self._refused = Counter(
+            "materialize_http_refused",
+            "Requests that the server did not take on: busy, unauthorized, large, slow, late, unavailable.",
+            ["reason"],
+            registry=registry,
+        )
+        self._values = Counter(
+            "materialize_http_values", "Feature values that were given, by status.", ["status"], registry=registry
+        )
+        self.in_flight = Gauge(
+            "materialize_http_in_flight", "Requests under way.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.peak = Gauge(
+            "materialize_http_in_flight_peak",
+            "The most that were under way at once in one process since it started.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            ProcessCollector(registry=registry)
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def refused(self, reason: str) -> None:
+        self._refused.labels(reason).inc()
+
+    def values(self, by_status: Mapping[str, int]) -> None:
+        for status, count in by_status.items():
+            self._values.labels(status).inc(count)
+
+    def end(self) -> None:
+        """The process has nothing under way any more, which the others of its server shall not go on to tell."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        registry = self.registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
