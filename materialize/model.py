@@ -149,7 +149,8 @@ class FeatureView:
     zone mean; else they are refused. ``on_rebuild_needed``: what an incremental run does that cannot be exact.
     ``on_commit``: whether a run starts seconds after a commit, besides the ``schedule``. ``quarantine``: the Delta table that keeps
     the rows that cannot be stored; None for one beside the source, "none" to count them only. ``max_quarantined``: the share
-    of a run's rows (0 to 1) that may be among them, None for any.
+    of a run's rows (0 to 1) that may be among them, None for any. ``cache_ttl``: how long a model server that caches may serve a
+    record it has read, None: as long as the server says; ``realtime``: it never caches one.
     """
 
     name: FeatureViewName
@@ -173,6 +174,8 @@ class FeatureView:
     verify: VerifySettings = field(default_factory=VerifySettings)
     quarantine: str | None = None
     max_quarantined: float | None = None
+    realtime: bool = False
+    cache_ttl: timedelta | None = None
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property

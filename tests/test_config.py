@@ -417,7 +417,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined, realtime, cache_ttl (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",

@@ -134,6 +134,8 @@ class ViewKeys(Keys):
     verify: dict[str, Any] | None = Field(None, description="a mapping such as {compare: full, max_mismatched: 0.1%}")
     quarantine: Line | None = Field(None, description="the path or URI of a Delta table of its own, or none")
     max_quarantined: Percentage | None = Field(None, description="a percentage such as 0.1%")
+    realtime: bool = Field(default=False, description="true or false")
+    cache_ttl: Duration | None = Field(None, description="a duration such as '30s'")
 
 
 class VerifyKeys(Keys):
@@ -204,6 +206,7 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
         return None
     keys: ViewKeys | None = checked_keys(document, ViewKeys, document.data)
     _check_columns(document)
+    _check_caching(document)
     listed = document.data.get("online_stores", ["default"])
     for position, store in enumerate(listed if isinstance(listed, list) else ()):
         if stores is not None and isinstance(store, str) and store and store not in stores:
@@ -268,6 +271,11 @@ def _check_columns(document: Document) -> None:
     for column in features if isinstance(features, dict) else ():
         if column in roles:
             document.expected(("features", column), f"another feature, because this column is {roles[column]}", column)
+
+
+def _check_caching(document: Document) -> None:
+    if document.data.get("realtime") is True and (found := document.data.get("cache_ttl")) is not None:
+        document.expected(("cache_ttl",), "none, because the view is realtime", found)
 
 
 def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:
