@@ -35,7 +35,10 @@ def iam_policy(
 
 def acl(
     role: Annotated[
-        str | None, typer.Option(help="run, read (model servers) or verify (without --repair); all by default.")
+        str | None,
+        typer.Option(
+            help="run, read (model servers), cache (those that follow changes) or verify (without --repair); all by default."
+        ),
     ] = None,
     config: ConfigDir = DEFAULT_CONFIG,
     store: StoreName = None,

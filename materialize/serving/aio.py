@@ -59,7 +59,7 @@ class AsyncOnlineFeatures:
         terms = terms or ReadTerms()
         opened = open_async_reader(config.online_store(store), terms)
         core = Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us)
-        return cls(core, opened, None if cache is None else open_cache(cache, core, terms))
+        return cls(core, opened, None if cache is None else open_cache(cache, core, config.online_store(store), terms))
 
     async def read_features(
         self,

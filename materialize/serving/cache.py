@@ -272,7 +272,8 @@ class RecordCache:
 
     def close(self) -> None:
         """End what works for it. Calling it twice is harmless."""
-        for helper in self.helpers:
+        helpers, self.helpers = self.helpers, []
+        for helper in helpers:
             helper.close()
 
     # --- entries; the lock is held ---

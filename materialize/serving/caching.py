@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from materialize.errors import ConfigError
+from materialize.online.following import open_follower
 from materialize.serving.cache import RecordCache
 
 if TYPE_CHECKING:
+    from materialize.model import OnlineStoreConfig
     from materialize.online.reading import ReadTerms
     from materialize.serving.cache import CacheSettings
     from materialize.serving.core import Core
@@ -14,7 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["open_cache"]
 
 
-def open_cache(settings: CacheSettings, core: Core, terms: ReadTerms) -> RecordCache:
-    """The cache of a reader. It waits for nothing."""
+def open_cache(settings: CacheSettings, core: Core, store: OnlineStoreConfig, terms: ReadTerms) -> RecordCache:
+    """The cache of a reader of *store*. It waits for nothing. Raises ConfigError where the store does not tell what changes."""
     views = [schemas.view for schemas in core.schemas.values()]
-    return RecordCache(views, settings, deadline=terms.deadline)
+    cache = RecordCache(views, settings, deadline=terms.deadline)
+    if settings.tracking and cache.lifetimes:
+        if terms.replicas:
+            raise ConfigError(
+                f"online store {store.name!r}: could not follow changes in {store.masked_url}: found reads from replicas, expected none. A replica "
+                "may give what its primary has already changed. Leave out tracking=True, or replicas=True."
+            )
+        cache.helpers.append(open_follower(store, list(cache.lifetimes), cache))
+    for helper in cache.helpers:
+        helper.begin()
+    return cache

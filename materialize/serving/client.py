@@ -69,7 +69,7 @@ class OnlineFeatures:
         terms = terms or ReadTerms()
         opened = open_reader(config.online_store(store), terms)
         core = Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us)
-        return cls(core, opened, None if cache is None else open_cache(cache, core, terms))
+        return cls(core, opened, None if cache is None else open_cache(cache, core, config.online_store(store), terms))
 
     @classmethod
     def over(cls, views: Iterable[FeatureView], store: OnlineStore, *, clock_us: Callable[[], int] = utc_us) -> Self:

@@ -19,15 +19,17 @@ __all__ = ["PLACEHOLDER", "ROLES", "acl_line", "commands"]
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
 #: What every connection sends, and reads of records and cells (materialize.serving).
 READ = ("client|setname", "get", "mget")
+#: Further, what a reader sends that caches and has the server tell what changes.
+CACHE = (*READ, "client|tracking")
 #: Further, what verify and status send.
 VERIFY = (*READ, "scan", "time")
 #: Further, what runs send; doctor sends INFO. The last two are sent by the scripts alone.
 RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", "mset", "msetnx")
-ROLES = {"run": RUN, "read": READ, "verify": VERIFY}
+ROLES = {"run": RUN, "read": READ, "cache": CACHE, "verify": VERIFY}
 #: Further, what each sends to the servers of a cluster.
 _READ = ("asking", "cluster|slots")
 _VERIFY = (*_READ, "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|nodes")
-CLUSTER = {"run": (*_VERIFY, "eval"), "read": _READ, "verify": _VERIFY}
+CLUSTER = {"run": (*_VERIFY, "eval"), "read": _READ, "cache": _READ, "verify": _VERIFY}
 
 
 def commands(url: str, role: str) -> Sequence[str]:
