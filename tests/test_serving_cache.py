@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 from datetime import datetime, timedelta
@@ -12,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from materialize import codec, watermark
+from materialize import codec, metrics, watermark
 from materialize.config import load
 from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
+from materialize.metrics.regular import Regularly
 from materialize.model import FeatureView, to_us
 from materialize.online.memory import MemoryStore
 from materialize.online.reading import AsyncReader
@@ -23,6 +27,7 @@ from materialize.online.redis import RedisStore
 from materialize.order import stamp
 from materialize.serving import AsyncOnlineFeatures, CacheSettings, Lookup, OnlineFeatures
 from materialize.serving.cache import RecordCache
+from materialize.serving.caching import counted
 from materialize.serving.core import Core
 from materialize.testing import FOREVER
 from tests import servers
@@ -749,3 +754,59 @@ def test_a_realtime_view_has_no_ttl_of_a_cache(tmp_path: Path) -> None:
 def test_settings_that_remember_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"found {next(iter(wrong))}="):
         CacheSettings(**wrong)
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------------
+
+
+def test_counts_reach_metrics_at_an_interval_and_in_the_end(tmp_path: Path) -> None:
+    (tmp_path / "metrics").mkdir()
+    store, clock, mine, other = Counting(), Clock(), view(a="int64"), view(name="w", a="int64")
+    features = cached(store, clock, mine, other, settings=CacheSettings(entries=2, ttl=10 * SECOND))
+    cache = features.cache
+    assert cache is not None
+    cache.helpers.append(Regularly(lambda: counted(cache, "default"), seconds=0.05))
+    cache.helpers[0].begin()
+    features.batch_read("v", [1, 2, 3])
+    metrics.write_to(tmp_path / "metrics")
+    try:
+        until(lambda: samples(tmp_path / "metrics", "materialize_cache_reads_total"))
+        for _ in range(5):
+            features.read_features("v", 3)
+        cache.changed("v", [b"3"])
+        cache.close()
+        cache.close()
+    finally:
+        metrics.write_to(None)
+
+    assert samples(tmp_path / "metrics", "materialize_cache_reads_total") == {"hit": 5, "miss": 3}
+    assert samples(tmp_path / "metrics", "materialize_cache_evictions_total") == {"full": 1, "changed": 1}
+    assert samples(tmp_path / "metrics", "materialize_cache_entries") == {"": 1}
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["materialize.v.default.prom"]
+    until(lambda: all(thread.name != "materialize-metrics" for thread in threading.enumerate()))
+
+
+def samples(folder: Path, name: str) -> dict[str, float]:
+    return {
+        sample.labels.get("result", sample.labels.get("reason", "")): sample.value
+        for path in folder.glob("*.prom")
+        for family in text_string_to_metric_families(path.read_text())
+        for sample in family.samples
+        if sample.name == name
+    }
+
+
+def test_a_reader_with_a_cache_loads_no_library_of_metrics_unless_asked(tmp_path: Path) -> None:
+    project = Project(tmp_path, "memory://")
+    code = (
+        "import sys; from datetime import timedelta; from materialize.serving import CacheSettings, OnlineFeatures\n"
+        "features = OnlineFeatures.connect(sys.argv[1], cache=CacheSettings(ttl=timedelta(seconds=1)))\n"
+        "features.read_features('spending', 'a'); features.close()\n"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry', 'prometheus_client'))])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OTEL_", "MATERIALIZE_"))}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(project.config)], env=environment, capture_output=True, text=True, check=True
+    )
+
+    assert ended.stdout.strip() == "[]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from materialize.config import load
@@ -119,7 +120,7 @@ class AsyncOnlineFeatures:
     async def close(self) -> None:
         """Give back the connections. Calling it twice is harmless."""
         if self.cache is not None:
-            self.cache.close()
+            await asyncio.to_thread(self.cache.close)
         await self.reader.close()
 
     async def __aenter__(self) -> Self:

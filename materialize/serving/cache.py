@@ -266,6 +266,7 @@ class RecordCache:
         self.lock = threading.Lock()
         self.flights.clear()
         self._clear()
+        self.counts = {view: CacheStats() for view in self.lifetimes}
         self.live = not self.settings.tracking
         for helper in self.helpers:
             helper.begin()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from materialize.errors import ConfigError
+from materialize.metrics.names import Point
+from materialize.metrics.regular import Regularly
 from materialize.online.following import open_follower
 from materialize.serving.cache import RecordCache
 
@@ -28,6 +30,23 @@ def open_cache(settings: CacheSettings, core: Core, store: OnlineStoreConfig, te
                 "may give what its primary has already changed. Leave out tracking=True, or replicas=True."
             )
         cache.helpers.append(open_follower(store, list(cache.lifetimes), cache))
+    cache.helpers.append(Regularly(lambda: counted(cache, store.name)))
     for helper in cache.helpers:
         helper.begin()
     return cache
+
+
+def counted(cache: RecordCache, store: str) -> list[Point]:
+    """The counts of *cache* as metrics."""
+    return [
+        Point(f"materialize.cache.{name}", value, (view, store, *label))
+        for view, counts in cache.stats().items()
+        for name, value, *label in (
+            ("reads", counts.hits, "hit"),
+            ("reads", counts.misses, "miss"),
+            ("reads", counts.waits, "wait"),
+            ("evictions", counts.evicted, "full"),
+            ("evictions", counts.invalidated, "changed"),
+            ("entries", counts.entries),
+        )
+    ]
