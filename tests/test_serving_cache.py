@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -452,10 +453,11 @@ def test_something_else_under_the_key_is_not_remembered(valkey: servers.Server, 
 # --- how many -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_least_recently_read_makes_room() -> None:
-    store, clock, mine = Counting(), Clock(), view(a="int64")
+@pytest.mark.parametrize("kind", ["int64", "list<int64,2>"])
+def test_the_least_recently_read_makes_room(kind: str) -> None:
+    store, clock, mine = Counting(), Clock(), view(a=kind)
     features = cached(store, clock, mine, settings=CacheSettings(entries=3, ttl=10 * SECOND))
-    for key in (1, 2, 3):
+    for key in (1, 1, 2, 3):
         features.read_features("v", key)
     features.read_features("v", 1)
     features.batch_read("v", [2])
@@ -630,6 +632,7 @@ def test_nobody_waits_longer_than_the_deadline_and_a_fetch_that_never_ends_is_be
     assert results == [1]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 warns of forks beside threads
 def test_a_child_of_a_fork_begins_with_nothing() -> None:
     store, clock, mine = Counting(), Clock(), view(a="int64")
     put(store, mine, b"1", NOW, 1)
@@ -639,6 +642,7 @@ def test_a_child_of_a_fork_begins_with_nothing() -> None:
     with features.cache.lock:  # as another thread may hold it
         child = os.fork()
         if child == 0:
+            signal.alarm(int(LONG))
             found = features.read_features("v", 1)["a"]
             os._exit(0 if (found, len(store.asked), len(features.cache.entries)) == (1, 2, 1) else 1)
 

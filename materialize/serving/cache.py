@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["CacheSettings", "CacheStats", "Helper", "RecordCache"]
 
 #: What an entry takes beside its key and record, in bytes: the places of both, the entry, and its node in the order of use (measured).
-ENTRY_BYTES = 480
-#: What a decoded feature takes beside its place in the dict.
-VALUE_BYTES = 32
+ENTRY_BYTES = 400
+#: What a decoded vector takes beside its dict of features, and a feature beside its place there (measured: 24 for a float64).
+VECTOR_BYTES, VALUE_BYTES = 300, 24
 #: Of how many selections of features an entry remembers what it decoded.
 SELECTIONS = 4
 NOTHING = timedelta(0)
@@ -106,10 +106,12 @@ class Lifetimes:
 class Entry:
     """A record, or that there is none, until a moment of the cache's clock; ``vectors``: what was decoded of it, never given away."""
 
-    __slots__ = ("nbytes", "record", "until", "vectors")
+    __slots__ = ("decoded", "nbytes", "record", "until", "vectors")
 
     def __init__(self, record: bytes | None, until: float, nbytes: int) -> None:
-        self.record, self.until, self.nbytes = record, until, nbytes
+        self.record, self.until = record, until
+        #: About what all of it takes, and its vectors alone.
+        self.nbytes, self.decoded = nbytes, 0
         self.vectors: dict[Selection, FeatureVector] = {}
 
 
@@ -135,7 +137,7 @@ class RecordCache:
         self.nbytes = 0
         #: What works for this cache in threads of its own: begun anew in the child of a fork, and closed with it.
         self.helpers: list[Helper] = []
-        #: Whether entries may be served: always, or while the store tells what changes.
+        #: Whether there may be entries: always, or while the store tells what changes.
         self.live = not settings.tracking
         self.lock = threading.Lock()
         _CACHES.add(self)
@@ -154,7 +156,7 @@ class RecordCache:
         place = (view, key)
         with self.lock:
             entry = self.entries.get(place)
-            if entry is None or not self.live or entry.until <= self.clock():
+            if entry is None or entry.until <= self.clock():
                 return None
             vector = entry.vectors.get(selection)
             if vector is not None:
@@ -164,21 +166,26 @@ class RecordCache:
         if selection.schemas.unknown((entry.record,)):
             return None
         vector = selection.vector(entry.record, 0, NEVER)
+        if vector.status == "missing":
+            vector = selection.missing
         with self.lock:
             counts.hits += 1
-            if selection.frozen and self.entries.get(place) is entry:
-                self._remember(place, entry, selection, vector)
+            if self.entries.get(place) is entry:
+                self.entries.move_to_end(place)
+                if selection.frozen and selection not in entry.vectors:
+                    self._remember(entry, selection, vector)
         return vector
 
-    def _remember(self, place: Place, entry: Entry, selection: Selection, vector: FeatureVector) -> None:
-        self.entries.move_to_end(place)
+    def _remember(self, entry: Entry, selection: Selection, vector: FeatureVector) -> None:
+        added = VECTOR_BYTES
+        if vector.status != "missing":
+            added += getsizeof(vector.features) + VALUE_BYTES * len(vector.features)
+            added += len(entry.record or b"") if selection.variable else 0
         if len(entry.vectors) == SELECTIONS:
-            self.nbytes -= sum(map(_vector_bytes, entry.vectors.values()))
-            entry.nbytes -= sum(map(_vector_bytes, entry.vectors.values()))
-            entry.vectors = {}
+            entry.nbytes, self.nbytes = entry.nbytes - entry.decoded, self.nbytes - entry.decoded
+            entry.decoded, entry.vectors = 0, {}
         entry.vectors[selection] = vector
-        self.nbytes += _vector_bytes(vector)
-        entry.nbytes += _vector_bytes(vector)
+        entry.decoded, entry.nbytes, self.nbytes = entry.decoded + added, entry.nbytes + added, self.nbytes + added
         self._make_room()
 
     # --- fetches, called by Call ---
@@ -191,7 +198,7 @@ class RecordCache:
             for place in call.lacking():
                 entry = self.entries.get(place)
                 counts = self.counts[place[0]]
-                if entry is not None and self.live and entry.until > now:
+                if entry is not None and entry.until > now:
                     counts.hits += 1
                     self.entries.move_to_end(place)
                     call.found[place] = entry.record
@@ -308,10 +315,6 @@ def _lifetimes(view: FeatureView, settings: CacheSettings) -> Lifetimes | None:
     if view.realtime or there is None:
         return None
     return Lifetimes(there.total_seconds(), min(there, settings.missing_ttl or there).total_seconds())
-
-
-def _vector_bytes(vector: FeatureVector) -> int:
-    return getsizeof(vector.features) + VALUE_BYTES * len(vector.features)
 
 
 _CACHES: weakref.WeakSet[RecordCache] = weakref.WeakSet()

@@ -80,6 +80,8 @@ class Selection:
             raise ValueError(f"feature view {view.name!r}: found a feature name twice, expected each once")
         self.kinds = {name: view.features[name] for name in self.names}
         self.none = dict.fromkeys(self.names)
+        self.missing = FeatureVector("missing", self.none, 0)
+        self.variable = any(kind.width is None for kind in self.kinds.values())
         #: Whether nobody can change the values, which may then be given away again.
         self.frozen = all(kind.kind != "list" for kind in self.kinds.values())
         self._takers: dict[int, Taker] = {}
