@@ -92,7 +92,7 @@ def reading(url: str, store: RedisStore, entities: int) -> list[str]:
         ("`read_features`, a hit", timed(lambda number: cached.read_features("v", 1 + number % 5_000), 10_000)),
         (
             "`read_features` of 50 names, a hit",
-            timed(lambda number: cached.read_features("v", 1 + number % 5_000, NAMES), 10_000),
+            timed(lambda number: cached.read_features("v", 1 + number % 100, NAMES), 10_000),
         ),
         (
             "100 entities to numpy, no cache",

@@ -78,6 +78,8 @@ class Call:
 
         Raises what a fetch of another reader was ended with, and UnavailableError when the time for waiting is over.
         """
+        if self.flight is not None and not self.others:
+            return False  # all that was lacking was to be fetched here
         for flight in self.others:
             if flight.error is not None:
                 raise copy.copy(flight.error) from flight.error
