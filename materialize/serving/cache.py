@@ -206,6 +206,7 @@ class RecordCache:
                 flight = self.flights.get(place)
                 if flight is not None and moment < flight.late:  # else who began it is gone
                     counts.waits += 1
+                    flight.join()
                     call.others.add(flight)
                     continue
                 counts.misses += 1
@@ -223,7 +224,7 @@ class RecordCache:
                         self._put(place, records[place], flight.began)
             self._make_room()
         flight.records = records
-        flight.done.set_result(None)
+        flight.end()
 
     def give_up(self, flight: Flight, error: Exception | None) -> None:
         """*flight* brought nothing: who waits gets *error*, or without one fetches for itself."""
@@ -232,7 +233,7 @@ class RecordCache:
                 if self.flights.get(place) is flight:
                     del self.flights[place]
         flight.error = error
-        flight.done.set_result(None)
+        flight.end()
 
     # --- what the store tells ---
 

@@ -25,23 +25,37 @@ Place: TypeAlias = tuple[str, bytes]
 class Flight:
     """A fetch under way, of one reader, and who waits for it. ``records`` and ``error`` both None at the end: it was given up."""
 
-    __slots__ = ("began", "done", "error", "late", "places", "records")
+    __slots__ = ("began", "done", "error", "late", "over", "places", "records")
 
     def __init__(self, began: float, late: float) -> None:
         self.began, self.late = began, late
         self.places: list[Place] = []
-        self.done: Future[None] = Future()
+        self.over = False
+        #: Made by the first who waits.
+        self.done: Future[None] | None = None
         self.records: dict[Place, bytes | None] | None = None
         self.error: Exception | None = None
 
+    def join(self) -> None:
+        """Somebody will wait. Called with the cache's lock, while it is among the cache's flights."""
+        self.done = self.done or Future()
+
+    def end(self) -> None:
+        """It is over: tell those who wait. Called when it is not among the cache's flights any more."""
+        self.over = True
+        if self.done is not None:
+            self.done.set_result(None)
+
     def wait(self, seconds: float) -> None:
-        """Block until it is done, or so long."""
+        """Block until it is over, or so long."""
         with suppress(Late):
-            self.done.result(seconds)
+            if self.done is not None:
+                self.done.result(seconds)
 
     async def awaited(self, seconds: float) -> None:
         """The same for a task; cancelling it leaves the fetch alone."""
-        await asyncio.wait([asyncio.wrap_future(self.done)], timeout=seconds)
+        if self.done is not None:
+            await asyncio.wait([asyncio.wrap_future(self.done)], timeout=seconds)
 
 
 class Call:
@@ -115,7 +129,7 @@ class Call:
             self._give_up(None)
 
     def _give_up(self, error: Exception | None) -> None:
-        if self.flight is not None and not self.flight.done.done():
+        if self.flight is not None and not self.flight.over:
             self.cache.give_up(self.flight, error)
 
     def take(self, fetched: Mapping[str, list[bytes | None]]) -> None:
