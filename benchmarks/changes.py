@@ -23,7 +23,8 @@ from deltalake import DeltaTable, write_deltalake
 from figures import environment, where
 
 from materialize import pipeline
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, OnlineStoreConfig
 from materialize.online import open_store
 from materialize.online.base import OnlineStore
 

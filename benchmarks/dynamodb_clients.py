@@ -117,7 +117,8 @@ def opened(target: Target) -> DynamoDbStore:
 
 
 def view_of(name: str, of: Rows) -> FeatureView:
-    from materialize.model import FeatureType, FeatureView
+    from materialize.feature_type import FeatureType
+    from materialize.model import FeatureView
 
     kinds = dict.fromkeys(of.features, FeatureType("float64"))
     return FeatureView(name, "", ("user_id",), "event_timestamp", kinds, ("default",))

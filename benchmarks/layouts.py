@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from materialize import codec
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from materialize.online.redis import RedisStore
 from materialize.testing import AT, FOREVER
 from tests import servers

@@ -19,7 +19,8 @@ import pyarrow as pa
 from deltalake import write_deltalake
 
 from materialize import pipeline
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from materialize.online.redis import RedisStore
 from materialize.push import Pusher, push
 from tests import servers

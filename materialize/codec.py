@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from materialize.decoder import FORMAT_VERSION, HAS_NULLS, HEADER_DTYPE, LENGTH_BYTES, NUMBER_CODES, UNIX_DATE
-from materialize.model import FIXED_WIDTHS, FeatureType
+from materialize.feature_type import FIXED_WIDTHS, FeatureType
 from materialize.online.base import HEADER, TOMBSTONE, EncodedBatch
 from materialize.order import NO_FLOOR
 from materialize.plain import plain_texts

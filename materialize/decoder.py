@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from materialize.errors import OnlineStoreError
-from materialize.model import FIXED_WIDTHS, MAX_PRECISION, FeatureType, from_us
+from materialize.feature_type import FIXED_WIDTHS, MAX_PRECISION, FeatureType
+from materialize.model import from_us
 from materialize.online.base import HEADER, TOMBSTONE
 
 if TYPE_CHECKING:

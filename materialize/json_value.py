@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from materialize.model import FeatureType
+    from materialize.feature_type import FeatureType
 
 __all__ = ["json_value", "json_writer"]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from materialize.model import FeatureType
+    from materialize.feature_type import FeatureType
 
 __all__ = ["plain_texts"]
 

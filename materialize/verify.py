@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from materialize.model import FeatureType, FeatureView
+    from materialize.feature_type import FeatureType
+    from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
     from materialize.pipeline import Run
 

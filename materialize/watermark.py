@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from materialize.errors import OnlineStoreError, StoreChangedError, WatermarkError
-from materialize.model import FeatureType, Watermark
+from materialize.feature_type import FeatureType
+from materialize.model import Watermark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

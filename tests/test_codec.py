@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 
 from materialize import codec, decoder, latest
 from materialize.errors import OnlineStoreError
-from materialize.model import FIXED_WIDTHS, LIST_ITEMS, FeatureType, FeatureView
+from materialize.feature_type import FIXED_WIDTHS, LIST_ITEMS, FeatureType
+from materialize.model import FeatureView
 from materialize.order import NO_CREATED, stamp
 
 FORMAT = (Path(__file__).parent.parent / "docs" / "format.md").read_text()

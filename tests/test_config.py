@@ -26,7 +26,8 @@ from materialize.config import (
 )
 from materialize.config.yaml import parse
 from materialize.errors import ConfigError
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, OnlineStoreConfig, Prices, TableSettings, VerifySettings
 from materialize.online import open_store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -417,7 +418,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined, layout (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined, layout, realtime, cache_ttl (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",

@@ -10,7 +10,8 @@ from hypothesis import given, strategies as st
 
 from materialize import latest
 from materialize.entity_key import format_key
-from materialize.model import FeatureType, FeatureView, Interval, from_us, to_us
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, Interval, from_us, to_us
 from materialize.order import NO_CREATED
 
 NOW = datetime(2025, 6, 1, tzinfo=timezone.utc)

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from hypothesis import given, strategies as st
 
+from materialize.feature_type import FeatureType
 from materialize.model import (
-    FeatureType,
     Interval,
     OnlineStoreConfig,
     Retention,

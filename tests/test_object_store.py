@@ -15,7 +15,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from materialize import pipeline
 from materialize.errors import OfflineStoreError
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from tests.object_store import BUCKET, SECRET
 from tests.properties.storage import Bucket
 from tests.stepping import run, served

@@ -14,7 +14,8 @@ from deltalake import DeltaTable, write_deltalake
 
 from materialize import pipeline
 from materialize.errors import OfflineStoreError
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from materialize.push import Pusher, PushReport, push
 from tests.object_store import BUCKET, SECRET
 from tests.stepping import run, served

@@ -14,7 +14,8 @@ from deltalake import write_deltalake
 
 from materialize import pipeline
 from materialize.errors import OfflineStoreError
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from materialize.offline import erase, held_rows
 from materialize.offline.quarantine import HELD, Quarantine
 from materialize.release import release

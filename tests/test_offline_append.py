@@ -16,7 +16,8 @@ from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.schema import Field, PrimitiveType, Schema
 
 from materialize.errors import OfflineStoreError, RowsError, UnavailableError
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from materialize.offline import Appended, Appender, digest, given_rows, open_table
 from materialize.push import push
 from tests.stepping import amounts, incremental, run

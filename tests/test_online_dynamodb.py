@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from materialize.errors import OnlineStoreError, UnavailableError
-from materialize.model import FeatureType, FeatureView, Prices, Retention, TableSettings
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, Prices, Retention, TableSettings
 from materialize.online.dynamodb import DynamoDbStore, load
 from materialize.online.dynamodb.items import Statement, columns, values_of
 from materialize.order import NO_FLOOR, STALE, UNCHANGED, WRITTEN, Record

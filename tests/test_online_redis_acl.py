@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +19,7 @@ from materialize.model import Retention
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
 from materialize.online.redis.answers import translated
+from materialize.online.redis.following import RedisFollower
 from materialize.pipeline import Run
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, make_batch
 from materialize.verify import verify
@@ -97,7 +100,43 @@ def used_by_plain_readers(server: servers.Server, store: RedisStore, _table: Tab
             assert call()
 
 
-USES = {"run": used_by_runs, "read": used_by_readers, "plain": used_by_plain_readers, "verify": used_by_verify}
+class Heard:
+    """Notes that changes are told."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+
+    def ready(self) -> None:
+        self.told.set()
+
+    def changed(self, view: str, keys: Any) -> None: ...
+    def lost(self) -> None: ...
+
+
+def used_by_caches(server: servers.Server, store: RedisStore, table: Table) -> None:
+    used_by_readers(server, store, table)
+    url = server.url.replace("redis://", f"redis://materialize-cache:{PASSWORD}@")
+    heard = Heard()
+    follower = RedisFollower(url, ["spending"], heard)
+    follower.begin()
+    try:
+        end = time.monotonic() + 20
+        while not (heard.told.is_set() or denied(server)) and time.monotonic() < end:
+            time.sleep(0.01)
+        if not heard.told.is_set():
+            raise OnlineStoreError("could not follow changes")
+        time.sleep(1.1)  # a sign of life was asked for
+    finally:
+        follower.close()
+
+
+USES = {
+    "run": used_by_runs,
+    "read": used_by_readers,
+    "cache": used_by_caches,
+    "plain": used_by_plain_readers,
+    "verify": used_by_verify,
+}
 
 
 @pytest.fixture

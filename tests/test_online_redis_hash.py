@@ -17,8 +17,9 @@ import pytest
 
 from materialize import codec, pipeline, watermark
 from materialize.errors import OnlineStoreError, RebuildNeeded
+from materialize.feature_type import FeatureType
 from materialize.forget import forget
-from materialize.model import FeatureType, FeatureView, Interval, Retention
+from materialize.model import FeatureView, Interval, Retention
 from materialize.online.base import HEADER
 from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.order import STALE, WRITTEN

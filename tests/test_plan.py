@@ -5,7 +5,8 @@ import json
 import pytest
 from hypothesis import given, strategies as st
 
-from materialize.model import FeatureType, FeatureView, Interval, Watermark, from_us
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, Interval, Watermark, from_us
 from materialize.plan import (
     CHANGES_READ,
     MAX_PIECES,

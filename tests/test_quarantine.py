@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from materialize import pipeline
 from materialize.errors import OfflineStoreError
-from materialize.model import FeatureType
+from materialize.feature_type import FeatureType
 from materialize.offline import Quarantine, held_rows
 from materialize.online.memory import MemoryStore
 from tests.stepping import amounts, in_pieces, incremental, plan_of, position, run

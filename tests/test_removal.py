@@ -6,7 +6,8 @@ import pytest
 
 from materialize.decoder import Header
 from materialize.errors import UnavailableError
-from materialize.model import FeatureType, FeatureView, to_us
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, to_us
 from materialize.online.memory import MemoryStore
 from materialize.order import STALE, WRITTEN, stamp
 from materialize.plan import Plan

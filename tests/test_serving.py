@@ -20,7 +20,8 @@ from materialize import codec, watermark
 from materialize.config import load
 from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
 from materialize.feature_service import FeatureService
-from materialize.model import FeatureType, FeatureView, from_us, to_us
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, from_us, to_us
 from materialize.online import open_store
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore

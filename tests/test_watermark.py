@@ -8,7 +8,8 @@ import pytest
 
 from materialize import watermark
 from materialize.errors import OnlineStoreError, StoreChangedError, WatermarkError
-from materialize.model import FeatureType, FeatureView, Watermark
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, Watermark
 from materialize.online.memory import MemoryStore
 
 

@@ -37,7 +37,7 @@ def acl(
     role: Annotated[
         str | None,
         typer.Option(
-            help="run, read (model servers), plain (HMGET, layout hash) or verify (without --repair); all by default."
+            help="run, read (model servers), cache (those that follow changes), plain (HMGET, layout hash) or verify (without --repair); all by default."
         ),
     ] = None,
     config: ConfigDir = DEFAULT_CONFIG,

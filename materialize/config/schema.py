@@ -12,11 +12,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 from materialize.config.connections import checked_url
 from materialize.config.document import one_of
 from materialize.config.limits import connection_problem, path_problem, source_problem
+from materialize.feature_type import FeatureType
 from materialize.model import (
     APPROVE_ABOVE_ROWS,
     READ_P99,
     RECORD_FIELD,
-    FeatureType,
     FeatureView,
     OnlineStoreConfig,
     Prices,
@@ -136,6 +136,8 @@ class ViewKeys(Keys):
     quarantine: Line | None = Field(None, description="the path or URI of a Delta table of its own, or none")
     max_quarantined: Percentage | None = Field(None, description="a percentage such as 0.1%")
     layout: Literal["vector", "hash"] = Field("vector", description="vector or hash")
+    realtime: bool = Field(default=False, description="true or false")
+    cache_ttl: Duration | None = Field(None, description="a duration such as '30s'")
 
 
 class VerifyKeys(Keys):
@@ -207,6 +209,7 @@ def view_of(document: Document, root: Path, stores: list[str] | None) -> Feature
         return None
     keys: ViewKeys | None = checked_keys(document, ViewKeys, document.data)
     _check_columns(document)
+    _check_caching(document)
     listed = document.data.get("online_stores", ["default"])
     for position, store in enumerate(listed if isinstance(listed, list) else ()):
         if stores is not None and isinstance(store, str) and store and store not in stores:
@@ -274,6 +277,11 @@ def _check_columns(document: Document) -> None:
             document.expected(("features", column), what, column)
         if column in roles:
             document.expected(("features", column), f"another feature, because this column is {roles[column]}", column)
+
+
+def _check_caching(document: Document) -> None:
+    if document.data.get("realtime") is True and (found := document.data.get("cache_ttl")) is not None:
+        document.expected(("cache_ttl",), "none, because the view is realtime", found)
 
 
 def stores_of(document: Document, root: Path) -> dict[str, OnlineStoreConfig]:

@@ -38,7 +38,9 @@ __all__ = [
     "observed",
     "pushed",
     "retried",
+    "tell",
     "verified",
+    "wanted",
     "write_to",
 ]
 
@@ -162,6 +164,19 @@ def looked_at(view: FeatureView, store: str, found: Freshness, now: datetime) ->
     ]
     if view.freshness is not None:
         points.append(Point("materialize.lag.target", view.freshness.total_seconds(), where))
+    _emit(where, points)
+
+
+# --- what long-lived processes count: materialize.metrics.regular --------------------------------------------------------
+
+
+def wanted() -> bool:
+    """Whether anybody asked for metrics in this process."""
+    return bool(_gathered.folder or os.environ.get(FOLDER_VARIABLE)) or _telemetry()
+
+
+def tell(where: tuple[str, str], points: Sequence[Point]) -> None:
+    """Report *points* of one view and store."""
     _emit(where, points)
 
 

@@ -139,5 +139,20 @@ METRICS = {
             "When lag and versions were looked at, in seconds since 1970.",
             VIEW,
         ),
+        Metric(
+            "materialize.cache.reads",
+            "counter",
+            "{entity}",
+            "Entities that readers with a cache wanted: hit, miss, or wait for the fetch of another read.",
+            (*VIEW, "result"),
+        ),
+        Metric(
+            "materialize.cache.evictions",
+            "counter",
+            "{entry}",
+            "Entries that left a reader's cache early: full, to make room, or changed, as the store told.",
+            (*VIEW, "reason"),
+        ),
+        Metric("materialize.cache.entries", "gauge", "{entry}", "Entries in a reader's cache.", VIEW),
     )
 }  # fmt: skip - a table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from materialize.model import FeatureType
+from materialize.feature_type import FeatureType
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Mapping, Sequence
 
-    from materialize.model import FeatureType
+    from materialize.feature_type import FeatureType
     from materialize.serving import FeatureBatch, FeatureVector, ServiceBatch, ServiceVector
 
 __all__ = ["arrow", "service_vectors", "vectors", "written"]

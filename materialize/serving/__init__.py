@@ -2,6 +2,7 @@
 
 from materialize.online.reading import ReadTerms
 from materialize.serving.aio import AsyncOnlineFeatures
+from materialize.serving.cache import CacheSettings, CacheStats
 from materialize.serving.client import OnlineFeatures
 from materialize.serving.decoding import FeatureBatch, ServiceBatch
 from materialize.serving.request import Lookup
@@ -10,6 +11,8 @@ from materialize.serving.vectors import STATUSES, FeatureMatrix, FeatureVector, 
 __all__ = [
     "STATUSES",
     "AsyncOnlineFeatures",
+    "CacheSettings",
+    "CacheStats",
     "FeatureBatch",
     "FeatureMatrix",
     "FeatureVector",

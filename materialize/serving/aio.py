@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from materialize.config import load
 from materialize.errors import UnavailableError
 from materialize.online import open_async_reader
 from materialize.online.reading import ReadTerms
+from materialize.serving.caching import open_cache
 from materialize.serving.core import Core, utc_us
+from materialize.serving.fetching import Call
 from materialize.serving.request import Lookup
 from materialize.watermark import SCHEMAS
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from materialize.config.connections import Connections
     from materialize.online.reading import AsyncReader
+    from materialize.serving.cache import CacheSettings, RecordCache
     from materialize.serving.decoding import FeatureBatch, ServiceBatch
     from materialize.serving.request import EntityKey
     from materialize.serving.vectors import FeatureVector, ServiceVector
@@ -35,9 +39,9 @@ class AsyncOnlineFeatures:
     Every method gives and raises what the one of `materialize.serving.OnlineFeatures` does that has its name.
     """
 
-    def __init__(self, core: Core, reader: AsyncReader) -> None:
+    def __init__(self, core: Core, reader: AsyncReader, cache: RecordCache | None = None) -> None:
         """As `connect` makes it."""
-        self.core, self.reader = core, reader
+        self.core, self.reader, self.cache = core, reader, cache
 
     @classmethod
     def connect(
@@ -47,13 +51,16 @@ class AsyncOnlineFeatures:
         *,
         terms: ReadTerms | None = None,
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        cache: CacheSettings | None = None,
         connections: Connections | None = None,
         clock_us: Callable[[], int] = utc_us,
     ) -> Self:
         """A reader of the online store *store*; it waits for nothing."""
         config = load(config_dir, connections=connections)
-        opened = open_async_reader(config.online_store(store), terms or ReadTerms())
-        return cls(Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
+        terms = terms or ReadTerms()
+        opened = open_async_reader(config.online_store(store), terms)
+        core = Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us)
+        return cls(core, opened, None if cache is None else open_cache(cache, core, config.online_store(store), terms))
 
     async def read_features(
         self,
@@ -63,6 +70,10 @@ class AsyncOnlineFeatures:
         *,
         max_age: timedelta | None = None,
     ) -> FeatureVector:
+        if self.cache is not None and view in self.cache.counts:
+            recalled = self.core.recalled(self.cache, view, entity_key, feature_names, max_age)
+            if recalled is not None:
+                return recalled
         return (await self.lookup([Lookup(view, (entity_key,), feature_names, max_age)]))[0][0]
 
     async def batch_read(
@@ -78,7 +89,7 @@ class AsyncOnlineFeatures:
     async def lookup(self, lookups: Sequence[Lookup]) -> list[FeatureBatch]:
         asked = self.core.asked(lookups)
         try:
-            records = await self.reader.read_views(asked.keys)
+            records = await self._records(asked.keys)
             for schemas in self.core.unknown(records):
                 schemas.learn(await self.reader.read_cell(schemas.view.name, SCHEMAS))
         except UnavailableError:
@@ -86,6 +97,18 @@ class AsyncOnlineFeatures:
                 raise
             return fallen_back
         return self.core.answer(asked, records)
+
+    async def _records(self, keys: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[bytes | None]]:
+        if self.cache is None:
+            return await self.reader.read_views(keys)
+        call = Call(self.cache, keys)
+        while call.claim():
+            with call.fetching() as mine:
+                if mine:
+                    call.take(await self.reader.read_views(mine))
+            for flight in call.others:
+                await flight.awaited(call.left())
+        return call.records()
 
     async def read_service(self, service: str, entity: Mapping[str, EntityKey]) -> ServiceVector:
         return (await self.batch_read_service(service, [entity]))[0]
@@ -96,6 +119,8 @@ class AsyncOnlineFeatures:
 
     async def close(self) -> None:
         """Give back the connections. Calling it twice is harmless."""
+        if self.cache is not None:
+            await asyncio.to_thread(self.cache.close)
         await self.reader.close()
 
     async def __aenter__(self) -> Self:

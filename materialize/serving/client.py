@@ -8,7 +8,9 @@ from materialize.config import load
 from materialize.errors import UnavailableError
 from materialize.online import open_reader
 from materialize.online.reading import ReadTerms
+from materialize.serving.caching import open_cache
 from materialize.serving.core import Core, utc_us
+from materialize.serving.fetching import Call
 from materialize.serving.request import Lookup
 from materialize.watermark import SCHEMAS
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from materialize.config.connections import Connections
     from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
+    from materialize.serving.cache import CacheSettings, RecordCache
     from materialize.serving.decoding import FeatureBatch, ServiceBatch
     from materialize.serving.request import EntityKey
     from materialize.serving.vectors import FeatureVector, ServiceVector
@@ -39,9 +42,9 @@ class OnlineFeatures:
     entity keys that a view does not have. Messages never hold entity keys or values.
     """
 
-    def __init__(self, core: Core, store: OnlineStore) -> None:
+    def __init__(self, core: Core, store: OnlineStore, cache: RecordCache | None = None) -> None:
         """As `connect` makes it."""
-        self.core, self.store = core, store
+        self.core, self.store, self.cache = core, store, cache
 
     @classmethod
     def connect(
@@ -51,18 +54,22 @@ class OnlineFeatures:
         *,
         terms: ReadTerms | None = None,
         defaults: Mapping[str, Mapping[str, Any]] | None = None,
+        cache: CacheSettings | None = None,
         connections: Connections | None = None,
         clock_us: Callable[[], int] = utc_us,
     ) -> Self:
         """A reader of the online store that *config_dir* calls *store*; the network is touched by the first read.
 
         *terms*: timeouts, in seconds, and whether replicas are read. *defaults*: view -> feature -> value, which is given with the
-        status ``default`` while the store does not answer; a read of a view that is not in it raises instead. *connections*: see
+        status ``default`` while the store does not answer; a read of a view that is not in it raises instead. *cache*: what is
+        remembered (docs/caching.md), None: nothing, each read asks the store. *connections*: see
         `materialize.config.load`. *clock_us*: microseconds since 1970 UTC.
         """
         config = load(config_dir, connections=connections)
-        opened = open_reader(config.online_store(store), terms or ReadTerms())
-        return cls(Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us), opened)
+        terms = terms or ReadTerms()
+        opened = open_reader(config.online_store(store), terms)
+        core = Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us)
+        return cls(core, opened, None if cache is None else open_cache(cache, core, config.online_store(store), terms))
 
     @classmethod
     def over(cls, views: Iterable[FeatureView], store: OnlineStore, *, clock_us: Callable[[], int] = utc_us) -> Self:
@@ -82,6 +89,10 @@ class OnlineFeatures:
         *entity_key*: a value where the view has one join key, else values in the order of the join keys, or by their names.
         *feature_names*: in the order wanted, None: all of the view. *max_age*: an event time longer ago counts as expired.
         """
+        if self.cache is not None and view in self.cache.counts:
+            recalled = self.core.recalled(self.cache, view, entity_key, feature_names, max_age)
+            if recalled is not None:
+                return recalled
         return self.lookup([Lookup(view, (entity_key,), feature_names, max_age)])[0][0]
 
     def batch_read(
@@ -99,7 +110,7 @@ class OnlineFeatures:
         """The vectors of each lookup, in their order, by one round trip to each server for all together."""
         asked = self.core.asked(lookups)
         try:
-            records = self.store.read_views(asked.keys)
+            records = self._records(asked.keys)
             for schemas in self.core.unknown(records):
                 schemas.learn(self.store.read_cell(schemas.view.name, SCHEMAS))
         except UnavailableError:
@@ -107,6 +118,19 @@ class OnlineFeatures:
                 raise
             return fallen_back
         return self.core.answer(asked, records)
+
+    def _records(self, keys: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[bytes | None]]:
+        """The records of entity keys by view, those that are remembered and those that another read fetches without asking the store."""
+        if self.cache is None:
+            return self.store.read_views(keys)
+        call = Call(self.cache, keys)
+        while call.claim():
+            with call.fetching() as mine:
+                if mine:
+                    call.take(self.store.read_views(mine))
+            for flight in call.others:
+                flight.wait(call.left())
+        return call.records()
 
     def read_service(self, service: str, entity: Mapping[str, EntityKey]) -> ServiceVector:
         """The features of the feature service *service* for the entities that *entity* names: join key -> value, of all its views."""
@@ -119,6 +143,8 @@ class OnlineFeatures:
 
     def close(self) -> None:
         """Give back the connections. Calling it twice is harmless."""
+        if self.cache is not None:
+            self.cache.close()
         self.store.close()
 
     def __enter__(self) -> Self:

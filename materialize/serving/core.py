@@ -9,15 +9,18 @@ from materialize.config import known
 from materialize.model import MICROSECOND
 from materialize.serving.decoding import NEVER, FeatureBatch, Selection, ServiceBatch, ViewSchemas
 from materialize.serving.request import Lookup, entity_key_bytes
+from materialize.serving.vectors import FeatureVector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
 
     from typing_extensions import Self
 
     from materialize.config import Config
     from materialize.feature_service import FeatureService
     from materialize.model import FeatureView
+    from materialize.serving.cache import RecordCache
     from materialize.serving.request import EntityKey
 
 __all__ = ["Asked", "Core", "utc_us"]
@@ -113,10 +116,34 @@ class Core:
         now = self.clock_us()
         return [
             FeatureBatch(
-                part.selection, records[part.view][part.start : part.stop], read_us=now, oldest_us=_oldest(part, now)
+                part.selection,
+                records[part.view][part.start : part.stop],
+                read_us=now,
+                oldest_us=_oldest(part.selection, part.max_age_us, now),
             )
             for part in asked.parts
         ]
+
+    def recalled(
+        self,
+        cache: RecordCache,
+        view: str,
+        entity_key: EntityKey,
+        names: Sequence[str] | None,
+        max_age: timedelta | None,
+    ) -> FeatureVector | None:
+        """The features of one entity out of *cache* alone, as a lookup would give them; None: it has to be read."""
+        selection = self.selection(view, names)
+        found = cache.recall(selection, entity_key_bytes(selection.schemas.view, entity_key))
+        if found is None:
+            return None
+        now, event_us = self.clock_us(), found.event_us
+        max_age_us = None if max_age is None else max_age // MICROSECOND
+        if event_us is not None and event_us <= _oldest(selection, max_age_us, now):
+            return FeatureVector("expired", selection.none.copy(), now, event_us, found.created_us, found.version)
+        return FeatureVector(
+            found.status, found.features.copy(), now, event_us, found.created_us, found.version, found.absent
+        )
 
     def fallback(self, asked: Asked) -> list[FeatureBatch] | None:
         """The defaults of each lookup; None where a view has none."""
@@ -145,8 +172,8 @@ class Core:
         return ServiceBatch(tuple(batches), tuple(tuple(names.values()) for names in service.features.values()))
 
 
-def _oldest(part: Part, now: int) -> int:
+def _oldest(selection: Selection, max_age_us: int | None, now: int) -> int:
     """The event time at and before which a vector is expired at *now*."""
-    ttl = part.selection.schemas.view.ttl_us
+    ttl = selection.schemas.view.ttl_us
     by_ttl = NEVER if ttl is None else now - ttl
-    return by_ttl if part.max_age_us is None else max(by_ttl, now - part.max_age_us - 1)
+    return by_ttl if max_age_us is None else max(by_ttl, now - max_age_us - 1)

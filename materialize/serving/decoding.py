@@ -20,7 +20,8 @@ from materialize.serving.vectors import STATUSES, FeatureMatrix, FeatureVector, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from materialize.model import FeatureType, FeatureView
+    from materialize.feature_type import FeatureType
+    from materialize.model import FeatureView
 
 __all__ = ["FeatureBatch", "Selection", "ServiceBatch", "ViewSchemas"]
 
@@ -81,6 +82,10 @@ class Selection:
             raise ValueError(f"feature view {view.name!r}: found a feature name twice, expected each once")
         self.kinds = {name: view.features[name] for name in self.names}
         self.none = dict.fromkeys(self.names)
+        self.missing = FeatureVector("missing", self.none, 0)
+        self.variable = any(kind.width is None for kind in self.kinds.values())
+        #: Whether nobody can change the values, which may then be given away again.
+        self.frozen = all(kind.kind != "list" for kind in self.kinds.values())
         self._takers: dict[int, Taker] = {}
 
     def vector(self, record: bytes | None, read_us: int, oldest_us: int) -> FeatureVector:

@@ -14,7 +14,8 @@ import pytest
 
 from materialize import codec, decoder
 from materialize.entity_key import entity_keys, format_key, parse_key
-from materialize.model import FIXED_WIDTHS, LIST_ITEMS, MAX_PRECISION, FeatureType, FeatureView, Watermark, from_us
+from materialize.feature_type import FIXED_WIDTHS, LIST_ITEMS, MAX_PRECISION, FeatureType
+from materialize.model import FeatureView, Watermark, from_us
 from materialize.online.base import OnlineStore
 from materialize.online.dynamodb import DynamoDbStore
 from materialize.order import NO_CREATED

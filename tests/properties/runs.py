@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from materialize import pipeline, watermark
 from materialize.decoder import Decoder, Header
 from materialize.errors import MaterializeError, OfflineStoreError, OnlineStoreError, RebuildNeeded, WatermarkError
-from materialize.model import FeatureType, FeatureView, to_us
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, to_us
 from materialize.testing import CrashingStore
 from materialize.verify import verify
 from tests.properties import quarantined

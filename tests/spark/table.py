@@ -11,7 +11,8 @@ from deltalake import DeltaTable
 
 from materialize import pipeline
 from materialize.errors import RebuildNeeded
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView
 from tests.spark.session import SparkSession, literal
 from tests.stepping import adds_up, run, served
 

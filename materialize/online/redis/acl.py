@@ -19,6 +19,8 @@ __all__ = ["PLACEHOLDER", "ROLES", "acl_line", "commands"]
 PLACEHOLDER = "#SHA256_OF_THE_PASSWORD"
 #: What every connection sends, and reads of records and cells (materialize.serving).
 READ = ("client|setname", "get", "hget", "mget")
+#: Further, what a reader sends that caches and has the server tell what changes.
+CACHE = (*READ, "client|tracking")
 #: Further, what verify and status send.
 VERIFY = (*READ, "scan", "time")
 #: What the scripts alone send.
@@ -27,11 +29,17 @@ SCRIPTS = ("exists", "hset", "mset", "msetnx", "persist", "pexpireat")
 RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", *SCRIPTS)
 #: What readers in any language send to hashes (docs/layouts.md). They cannot read records of the layout `vector`.
 PLAIN = ("client|setname", "hget", "hgetall", "hmget")
-ROLES = {"run": RUN, "read": READ, "plain": PLAIN, "verify": VERIFY}
+ROLES = {"run": RUN, "read": READ, "cache": CACHE, "plain": PLAIN, "verify": VERIFY}
 #: Further, what each sends to the servers of a cluster; readonly: a model server that reads from replicas.
 _READ = ("asking", "cluster|slots")
 _VERIFY = (*_READ, "cluster|countkeysinslot", "cluster|getkeysinslot", "cluster|nodes")
-CLUSTER = {"run": (*_VERIFY, "eval"), "read": (*_READ, "readonly"), "plain": _READ, "verify": _VERIFY}
+CLUSTER = {
+    "run": (*_VERIFY, "eval"),
+    "read": (*_READ, "readonly"),
+    "cache": (*_READ, "readonly"),
+    "plain": _READ,
+    "verify": _VERIFY,
+}
 
 
 def commands(url: str, role: str) -> Sequence[str]:
