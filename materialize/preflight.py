@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from materialize import latest
-from materialize.entity_key import entity_keys
 from materialize.errors import OnlineStoreError
+from materialize.key_column import entity_keys
 from materialize.model import Watermark
 from materialize.offline import changes_since, open_table, read_difference, read_order, total_rows
 from materialize.online.base import HEADER

@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from materialize import codec, latest, metrics, watermark
-from materialize.entity_key import entity_keys
 from materialize.errors import OnlineStoreError, RowsError
+from materialize.key_column import entity_keys
 from materialize.model import mask_credentials
 from materialize.offline import Appender, digest, given_rows
 from materialize.online.base import HEADER, OnlineStore
@@ -27,6 +27,7 @@ from materialize.retry import with_retry
 from materialize.writer import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from materialize.model import FeatureView, Watermark
@@ -101,11 +102,18 @@ def push(
 class Pusher:
     """Pushes rows of *view* into its table and *store*. Safe across threads; holds the table open between pushes, and no connection.
 
-    *store*: None for ``to="offline"`` only. *run*: who pushes; its id is in the commits.
+    *store*: None for ``to="offline"`` only. *run*: who pushes; its id is in the commits. *changed*: called after each try to write with
+    the view's name and the entity keys whose records it may have changed.
     """
 
-    def __init__(self, view: FeatureView, store: OnlineStore | None, run: Run) -> None:
-        self.view, self.store, self.run = view, store, run
+    def __init__(
+        self,
+        view: FeatureView,
+        store: OnlineStore | None,
+        run: Run,
+        changed: Callable[[str, list[bytes]], None] = lambda _view, _keys: None,
+    ) -> None:
+        self.view, self.store, self.run, self.changed = view, store, run, changed
         self.appender = Appender(view)
 
     def push(self, rows: Any, *, to: Where = "both", push_id: str | None = None) -> PushReport:
@@ -177,7 +185,7 @@ class Pusher:
         view = self.view
         try:
             while True:
-                report = _merged(view, store, standing, given, report, now)
+                report = _merged(view, store, standing, given, report, now, self.changed)
                 found = with_retry(partial(watermark.read, store, view.name))
                 if found is None or _unlike(view, found, standing.mark.table_id):
                     return report  # with the view as it is now, the next run brings them
@@ -270,6 +278,7 @@ def _merged(
     given: GivenRows,
     report: PushReport,
     now: datetime,
+    changed: Callable[[str, list[bytes]], None],
 ) -> PushReport:
     """The report of writing the latest row of each entity, as the run would that reads the commit."""
     assert report.version is not None  # noqa: S101 - there is nothing to write without a commit
@@ -281,12 +290,15 @@ def _merged(
     floor = NO_FLOOR if view.ttl is not None or mark.version is None else mark.floor
     write = partial(store.merge, view.name, tie_wins=True, retention=view.retention(now))
     size = max(1, BATCH_BYTES * fresh.height // (int(features.estimated_size()) + HEADER.size * fresh.height + 1))
-    with Writer(store, no_progress, rows=fresh.height) as writer:
-        for low in range(0, fresh.height, size):
-            part = order.slice(low, size), features.slice(low, size)
-            writer.submit(
-                codec.encode(keys.slice(low, size), *part, view, schema_id=standing.schema_id, floor=floor), write
-            )
+    try:
+        with Writer(store, no_progress, rows=fresh.height) as writer:
+            for low in range(0, fresh.height, size):
+                part = order.slice(low, size), features.slice(low, size)
+                writer.submit(
+                    codec.encode(keys.slice(low, size), *part, view, schema_id=standing.schema_id, floor=floor), write
+                )
+    finally:
+        changed(view.name, keys.to_list())
     stale, written, unchanged = writer.outcomes.tolist()
     return replace(
         report,

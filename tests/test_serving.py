@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -26,7 +29,7 @@ from materialize.online import open_store
 from materialize.online.memory import MemoryStore
 from materialize.online.redis import RedisStore
 from materialize.order import stamp
-from materialize.serving import STATUSES, AsyncOnlineFeatures, Lookup, OnlineFeatures
+from materialize.serving import STATUSES, AsyncOnlineFeatures, CacheSettings, Lookup, OnlineFeatures
 from materialize.serving.core import MOST_SELECTIONS, Core
 from materialize.serving.request import entity_key_bytes
 from materialize.testing import FOREVER
@@ -437,8 +440,6 @@ def test_both_clients_read_what_a_run_wrote(tmp_path: Path) -> None:
 
 
 def awaited(config: Path) -> list[dict[str, Any]]:
-    import asyncio
-
     async def read() -> list[dict[str, Any]]:
         async with AsyncOnlineFeatures.connect(config) as features:
             one = await features.read_features("spending", "b", ["amount", "country"])
@@ -449,6 +450,62 @@ def awaited(config: Path) -> list[dict[str, Any]]:
             return batch.to_dicts()
 
     return asyncio.run(read())
+
+
+# --- pushing through a reader ---
+
+
+def test_a_pushed_row_is_read_at_once_also_by_a_reader_that_remembers(tmp_path: Path) -> None:
+    project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
+    project.table.append(row("a", PAST, 1.0), row("b", PAST, 2.0))
+    project.run("incremental")
+    with OnlineFeatures.connect(project.config, cache=CacheSettings(ttl=timedelta(hours=1))) as features:
+        before = [features.read_features("spending", key)["amount"] for key in ("a", "c")]
+
+        report = features.push("spending", [row("a", PAST + 1, 5.0), row("c", PAST + 1, 7.0)], push_id="one")
+        again = features.push("spending", [row("a", PAST + 1, 5.0), row("c", PAST + 1, 7.0)], push_id="one")
+        behind = features.push("spending", [row("a", PAST + 2, 9.0)], "offline")
+
+        assert before == [1.0, None]
+        assert (report.version, report.written, report.online) == (1, 2, True)
+        assert (again.version, again.again, again.unchanged) == (1, True, 2)
+        assert (behind.version, behind.online, project.table.version) == (2, False, 2)
+        assert features.batch_read("spending", ["a", "b", "c"], ["amount"]).to_dicts() == [
+            {"amount": 5.0},
+            {"amount": 2.0},
+            {"amount": 7.0},
+        ]
+        assert features.read_features("spending", "a").table_version == 1
+        project.run("incremental")
+    assert awaited_push(project.config) == 11.0
+
+
+def awaited_push(config: Path) -> float:
+    async def push() -> float:
+        async with AsyncOnlineFeatures.connect(config) as features:
+            await features.push("spending", [row("a", PAST + 3, 11.0)])
+            return (await features.read_features("spending", "a"))["amount"]  # type: ignore[no-any-return]
+
+    return asyncio.run(push())
+
+
+def test_pushing_where_it_cannot_be_is_refused(tmp_path: Path, store: OnlineStore) -> None:
+    project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
+    with OnlineFeatures.connect(project.config) as features, pytest.raises(ConfigError, match="'default' 'nothing'"):
+        features.push("nothing", [row("a", PAST)])
+    with pytest.raises(ConfigError, match="found a reader of a store that was open already"):
+        OnlineFeatures.over([view(a="int64")], store).push("v", [])
+
+
+def test_a_reader_loads_nothing_that_only_writing_needs(tmp_path: Path) -> None:
+    project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
+    code = (
+        "import sys; from materialize.serving import OnlineFeatures\n"
+        f"OnlineFeatures.connect({str(project.config)!r}).read_features('spending', 'a')\n"
+        "print([name for name in ('deltalake', 'polars', 'boto3', 'redis', 'airflow', 'typer') if name in sys.modules])"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 # --- when the store does not answer, or holds something else ---

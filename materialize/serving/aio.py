@@ -12,6 +12,7 @@ from materialize.online.reading import ReadTerms
 from materialize.serving.caching import open_cache
 from materialize.serving.core import Core, utc_us
 from materialize.serving.fetching import Call
+from materialize.serving.pushing import Pushers, pushed
 from materialize.serving.request import Lookup
 from materialize.watermark import SCHEMAS
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
     from materialize.config.connections import Connections
     from materialize.online.reading import AsyncReader
+    from materialize.push import PushReport, Where
     from materialize.serving.cache import CacheSettings, RecordCache
+    from materialize.serving.core import Asked
     from materialize.serving.decoding import FeatureBatch, ServiceBatch
     from materialize.serving.request import EntityKey
     from materialize.serving.vectors import FeatureVector, ServiceVector
@@ -39,9 +42,11 @@ class AsyncOnlineFeatures:
     Every method gives and raises what the one of `materialize.serving.OnlineFeatures` does that has its name.
     """
 
-    def __init__(self, core: Core, reader: AsyncReader, cache: RecordCache | None = None) -> None:
-        """As `connect` makes it."""
-        self.core, self.reader, self.cache = core, reader, cache
+    def __init__(
+        self, core: Core, reader: AsyncReader, cache: RecordCache | None = None, pushers: Pushers | None = None
+    ) -> None:
+        """As `connect` makes it; without *pushers* it only reads."""
+        self.core, self.reader, self.cache, self.pushers = core, reader, cache, pushers
 
     @classmethod
     def connect(
@@ -60,7 +65,8 @@ class AsyncOnlineFeatures:
         terms = terms or ReadTerms()
         opened = open_async_reader(config.online_store(store), terms)
         core = Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us)
-        return cls(core, opened, None if cache is None else open_cache(cache, core, config.online_store(store), terms))
+        remembered = None if cache is None else open_cache(cache, core, config.online_store(store), terms)
+        return cls(core, opened, remembered, Pushers(config, store, remembered, clock_us))
 
     async def read_features(
         self,
@@ -74,7 +80,9 @@ class AsyncOnlineFeatures:
             recalled = self.core.recalled(self.cache, view, entity_key, feature_names, max_age)
             if recalled is not None:
                 return recalled
-        return (await self.lookup([Lookup(view, (entity_key,), feature_names, max_age)]))[0][0]
+        asked = self.core.asked_one(view, entity_key, feature_names, max_age)
+        records = await self._fetched(asked)
+        return self.core.fallback(asked)[0][0] if records is None else self.core.answer_one(asked, records)
 
     async def batch_read(
         self,
@@ -88,15 +96,20 @@ class AsyncOnlineFeatures:
 
     async def lookup(self, lookups: Sequence[Lookup]) -> list[FeatureBatch]:
         asked = self.core.asked(lookups)
+        records = await self._fetched(asked)
+        return self.core.fallback(asked) if records is None else self.core.answer(asked, records)
+
+    async def _fetched(self, asked: Asked) -> Mapping[str, Sequence[bytes | None]] | None:
+        """The records that were asked for, by view, with all that is needed to decode them; None: the defaults have to do."""
         try:
             records = await self._records(asked.keys)
             for schemas in self.core.unknown(records):
                 schemas.learn(await self.reader.read_cell(schemas.view.name, SCHEMAS))
         except UnavailableError:
-            if (fallen_back := self.core.fallback(asked)) is None:
-                raise
-            return fallen_back
-        return self.core.answer(asked, records)
+            if self.core.has_defaults(asked):
+                return None
+            raise
+        return records
 
     async def _records(self, keys: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[bytes | None]]:
         if self.cache is None:
@@ -117,8 +130,14 @@ class AsyncOnlineFeatures:
         wanted, lookups = self.core.service_lookups(service, entities)
         return self.core.combined(wanted, await self.lookup(lookups))
 
+    async def push(self, view: str, rows: Any, to: Where = "both", *, push_id: str | None = None) -> PushReport:
+        """As the other one; in a thread, because Delta tables are not written by an event loop."""
+        return await asyncio.to_thread(pushed, self.pushers, view, rows, to=to, push_id=push_id)
+
     async def close(self) -> None:
         """Give back the connections. Calling it twice is harmless."""
+        if self.pushers is not None:
+            await asyncio.to_thread(self.pushers.close)
         if self.cache is not None:
             await asyncio.to_thread(self.cache.close)
         await self.reader.close()

@@ -11,6 +11,7 @@ from materialize.online.reading import ReadTerms
 from materialize.serving.caching import open_cache
 from materialize.serving.core import Core, utc_us
 from materialize.serving.fetching import Call
+from materialize.serving.pushing import Pushers, pushed
 from materialize.serving.request import Lookup
 from materialize.watermark import SCHEMAS
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from materialize.config.connections import Connections
     from materialize.model import FeatureView
     from materialize.online.base import OnlineStore
+    from materialize.push import PushReport, Where
     from materialize.serving.cache import CacheSettings, RecordCache
+    from materialize.serving.core import Asked
     from materialize.serving.decoding import FeatureBatch, ServiceBatch
     from materialize.serving.request import EntityKey
     from materialize.serving.vectors import FeatureVector, ServiceVector
@@ -42,9 +45,11 @@ class OnlineFeatures:
     entity keys that a view does not have. Messages never hold entity keys or values.
     """
 
-    def __init__(self, core: Core, store: OnlineStore, cache: RecordCache | None = None) -> None:
-        """As `connect` makes it."""
-        self.core, self.store, self.cache = core, store, cache
+    def __init__(
+        self, core: Core, store: OnlineStore, cache: RecordCache | None = None, pushers: Pushers | None = None
+    ) -> None:
+        """As `connect` makes it; without *pushers* it only reads."""
+        self.core, self.store, self.cache, self.pushers = core, store, cache, pushers
 
     @classmethod
     def connect(
@@ -69,7 +74,8 @@ class OnlineFeatures:
         terms = terms or ReadTerms()
         opened = open_reader(config.online_store(store), terms)
         core = Core.of(config, store, opened.location, defaults=defaults, clock_us=clock_us)
-        return cls(core, opened, None if cache is None else open_cache(cache, core, config.online_store(store), terms))
+        remembered = None if cache is None else open_cache(cache, core, config.online_store(store), terms)
+        return cls(core, opened, remembered, Pushers(config, store, remembered, clock_us))
 
     @classmethod
     def over(cls, views: Iterable[FeatureView], store: OnlineStore, *, clock_us: Callable[[], int] = utc_us) -> Self:
@@ -93,7 +99,9 @@ class OnlineFeatures:
             recalled = self.core.recalled(self.cache, view, entity_key, feature_names, max_age)
             if recalled is not None:
                 return recalled
-        return self.lookup([Lookup(view, (entity_key,), feature_names, max_age)])[0][0]
+        asked = self.core.asked_one(view, entity_key, feature_names, max_age)
+        records = self._fetched(asked)
+        return self.core.fallback(asked)[0][0] if records is None else self.core.answer_one(asked, records)
 
     def batch_read(
         self,
@@ -109,15 +117,20 @@ class OnlineFeatures:
     def lookup(self, lookups: Sequence[Lookup]) -> list[FeatureBatch]:
         """The vectors of each lookup, in their order, by one round trip to each server for all together."""
         asked = self.core.asked(lookups)
+        records = self._fetched(asked)
+        return self.core.fallback(asked) if records is None else self.core.answer(asked, records)
+
+    def _fetched(self, asked: Asked) -> Mapping[str, Sequence[bytes | None]] | None:
+        """The records that were asked for, by view, with all that is needed to decode them; None: the defaults have to do."""
         try:
             records = self._records(asked.keys)
             for schemas in self.core.unknown(records):
                 schemas.learn(self.store.read_cell(schemas.view.name, SCHEMAS))
         except UnavailableError:
-            if (fallen_back := self.core.fallback(asked)) is None:
-                raise
-            return fallen_back
-        return self.core.answer(asked, records)
+            if self.core.has_defaults(asked):
+                return None
+            raise
+        return records
 
     def _records(self, keys: Mapping[str, Sequence[bytes]]) -> Mapping[str, Sequence[bytes | None]]:
         """The records of entity keys by view, those that are remembered and those that another read fetches without asking the store."""
@@ -141,8 +154,22 @@ class OnlineFeatures:
         wanted, lookups = self.core.service_lookups(service, entities)
         return self.core.combined(wanted, self.lookup(lookups))
 
+    def push(self, view: str, rows: Any, to: Where = "both", *, push_id: str | None = None) -> PushReport:
+        """Commit *rows* to the view's Delta table, and with *to* ``both`` (write-through) bring them online before it returns; with
+        ``offline`` (write-behind) the next run does, seconds later where the view says ``on_commit``.
+
+        *rows*: mappings by column name, or a table of pyarrow, polars and the like. *push_id*: a text for these rows and no others.
+        What holds after a crash: before the commit nothing happened; between the commit and the online store, or in the middle of
+        that, the rows are in the table, any of them online, and the next run brings the others; so does the same push with the same
+        *push_id*, which commits nothing again. Returns and raises as `materialize.push.Pusher.push`; waits as long as the store's
+        URL says, not as reads do. This reader's cache forgets what was written.
+        """
+        return pushed(self.pushers, view, rows, to=to, push_id=push_id)
+
     def close(self) -> None:
         """Give back the connections. Calling it twice is harmless."""
+        if self.pushers is not None:
+            self.pushers.close()
         if self.cache is not None:
             self.cache.close()
         self.store.close()

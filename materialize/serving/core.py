@@ -107,6 +107,15 @@ class Core:
             parts.append(Part(selection, lookup.view, start, len(mine), max_age_us))
         return Asked(tuple(parts), keys)
 
+    def asked_one(
+        self, view: str, entity_key: EntityKey, names: Sequence[str] | None, max_age: timedelta | None
+    ) -> Asked:
+        """The same for one entity, in half the time."""
+        selection = self.selection(view, names)
+        max_age_us = None if max_age is None else max_age // MICROSECOND
+        key = entity_key_bytes(selection.schemas.view, entity_key)
+        return Asked((Part(selection, view, 0, 1, max_age_us),), {view: [key]})
+
     def unknown(self, records: Mapping[str, Sequence[bytes | None]]) -> list[ViewSchemas]:
         """Those that have to `ViewSchemas.learn` before *records*, by view, can be decoded."""
         return [self.schemas[view] for view, some in records.items() if self.schemas[view].unknown(some)]
@@ -123,6 +132,12 @@ class Core:
             )
             for part in asked.parts
         ]
+
+    def answer_one(self, asked: Asked, records: Mapping[str, Sequence[bytes | None]]) -> FeatureVector:
+        """The vector of the one entity that was asked for, in half the time."""
+        ((selection, view, _, _, max_age_us),) = asked.parts
+        now = self.clock_us()
+        return selection.vector(records[view][0], now, _oldest(selection, max_age_us, now))
 
     def recalled(
         self,
@@ -145,10 +160,12 @@ class Core:
             found.status, found.features.copy(), now, event_us, found.created_us, found.version, found.absent
         )
 
-    def fallback(self, asked: Asked) -> list[FeatureBatch] | None:
-        """The defaults of each lookup; None where a view has none."""
-        if not all(part.view in self.defaults for part in asked.parts):
-            return None
+    def has_defaults(self, asked: Asked) -> bool:
+        """Whether `fallback` answers: each view has defaults."""
+        return all(part.view in self.defaults for part in asked.parts)
+
+    def fallback(self, asked: Asked) -> list[FeatureBatch]:
+        """The defaults of each lookup."""
         now = self.clock_us()
         return [
             FeatureBatch(
