@@ -302,7 +302,7 @@ def test_views_of_an_entity_are_one_request_in_a_cluster(mirrored: Cluster, firs
             "other": [b"other"],
         }
 
-    assert calls(primary) == {"hget": 1}
+    assert calls(primary) == {"mget": 1}
 
 
 def test_a_reader_with_the_printed_rights_may_read_replicas(

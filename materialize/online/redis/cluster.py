@@ -317,7 +317,7 @@ class RedisClusterStore(RedisServers):
 
     def read_copies(self, view: str, name: str) -> list[bytes | None]:
         cells = [self._cell(view, name), *self._copies(view, name)]
-        return run(self.reading.get(cells, f"read the {name} of feature view {view!r} from", records=False))
+        return run(self.reading.get(cells, lambda: f"read the {name} of feature view {view!r} from", records=False))
 
     def _copies(self, view: str, name: str) -> list[bytes]:
         return [self._copy(view, name, slot) for slot in range(0, SLOTS, SLOTS_PER_COPY)]

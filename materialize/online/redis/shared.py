@@ -146,9 +146,8 @@ class RedisServers(OnlineStore):
     def read_names(self, view: str, names: Sequence[bytes]) -> list[bytes | None]:
         """The records of *view* under whole keys."""
         fields = set(range(len(names))) if view in self.hashed else set()
-        return run(
-            self.reading.get(names, f"read {len(names):,} entities of feature view {view!r} from", fields=fields)
-        )
+        doing = f"read {len(names):,} entities of feature view {view!r} from"
+        return run(self.reading.get(names, lambda: doing, fields=fields))
 
     def read_cell(self, view: str, name: str) -> bytes | None:
         return run(self.reading.cell(view, name))
