@@ -29,9 +29,11 @@ PAYMENTS = [
 
 def score(payments: list[dict[str, str]]) -> list[float]:
     """The score of each payment, out of the features that are online now."""
-    from materialize.serving import OnlineFeatures
+    from materialize.serving import OnlineFeatures, ReadTerms
 
-    with OnlineFeatures.connect(config_dir(Path(__file__).parent), connections=connection) as online:
+    # A task has more time than a model server.
+    terms = ReadTerms(connect=5, read=5, deadline=10)
+    with OnlineFeatures.connect(config_dir(Path(__file__).parent), terms=terms, connections=connection) as online:
         vectors = online.batch_read_service("payment_risk", payments).to_dicts()
     return [sum(weight * (features[name] or 0) for name, weight in WEIGHTS.items()) for features in vectors]
 

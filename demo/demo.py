@@ -288,9 +288,10 @@ class Readers:
         return str(vector["avg_transaction_amount"] if vector.status == "present" else vector.status)
 
     def vectors(self, view: str, entities: list[str]) -> list[FeatureVector]:
-        from materialize.serving import OnlineFeatures
+        from materialize.serving import OnlineFeatures, ReadTerms
 
-        with OnlineFeatures.connect(ROOT / "config") as features:
+        # Patient, because Airflow works on the same cores.
+        with OnlineFeatures.connect(ROOT / "config", terms=ReadTerms(connect=5, read=5, deadline=10)) as features:
             # an entity key as the format has it: of a merchant it has two parts
             return list(features.batch_read(view, [entity.encode() for entity in entities]))
 

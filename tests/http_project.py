@@ -28,6 +28,7 @@ from materialize.testing import FOREVER
 from tests import servers
 from tests.processes import end
 from tests.projects import Project
+from tests.stepping import PATIENT
 
 if TYPE_CHECKING:
     import subprocess
@@ -170,7 +171,7 @@ class HttpProject:
         """A client of the application, over the real store or *reader*."""
         config = load(self.project.config)
         if reader is None:
-            features = AsyncOnlineFeatures.connect(self.project.config)
+            features = AsyncOnlineFeatures.connect(self.project.config, terms=PATIENT)
         else:
             features = AsyncOnlineFeatures(Core.of(config, "default", reader.location), reader)
         app = create(features, Settings(str(self.project.config), limits=limits, **settings), Tokens(tokens))

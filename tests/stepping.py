@@ -13,7 +13,7 @@ from materialize.model import RunReport, to_us
 from materialize.online.memory import MemoryStore
 from materialize.pipeline import PieceReport, Run
 from materialize.plan import Plan
-from materialize.serving import FeatureBatch, OnlineFeatures
+from materialize.serving import FeatureBatch, OnlineFeatures, ReadTerms
 from tests.tables import NOW, Table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from materialize.online.base import OnlineStore
 
 __all__ = [
+    "PATIENT",
     "Stepper",
     "adds_up",
     "amounts",
@@ -39,6 +40,9 @@ __all__ = [
     "served",
     "vectors",
 ]
+
+#: For readers in tests that are not about time: a machine that does other things too may let a store wait longer than a model server would.
+PATIENT = ReadTerms(connect=10, read=10, deadline=20)
 
 
 def run(run_id: str = "run", now: Any = NOW, *, force: bool = False) -> Run:

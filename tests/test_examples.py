@@ -19,6 +19,7 @@ import pytest
 
 from materialize.serving import OnlineFeatures
 from tests.http_project import HttpProject
+from tests.stepping import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +158,7 @@ def tf_serving() -> Iterator[str]:
 def test_tf_serving_gets_a_matrix_in_the_order_of_the_names(project: HttpProject, tf_serving: str) -> None:
     predict = example("tf_serving_client").predict
 
-    with OnlineFeatures.connect(project.project.config) as features:
+    with OnlineFeatures.connect(project.project.config, terms=PATIENT) as features:
         found = predict(features, tf_serving, "spending", ["a", "nobody", "b"], NAMES, fill=100.0)
 
     assert found == [[3.25], [200.0], [105.0]]

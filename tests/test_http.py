@@ -19,6 +19,7 @@ from materialize.server.settings import Limits, Tokens, check_address, tokens_of
 from materialize.serving import OnlineFeatures
 from tests.http_load import Question, flood, request
 from tests.http_project import EVENT, TOKEN, TYPES, GatedReader, HttpProject, lookup, told
+from tests.stepping import PATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +125,7 @@ def test_an_arrow_stream_is_what_the_client_gives(project: HttpProject, size: in
     answer = project.ask("POST", "/v1/features", json=lookup("types", *keys), headers=ARROW)
 
     assert answer.headers["content-type"] == ARROW["Accept"]
-    with OnlineFeatures.connect(project.project.config) as features:
+    with OnlineFeatures.connect(project.project.config, terms=PATIENT) as features:
         expected = features.batch_read("types", keys).to_arrow()
     found = pa.ipc.open_stream(answer.content).read_all().combine_chunks().to_batches()[0]
     assert found.schema == expected.schema

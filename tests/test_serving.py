@@ -35,7 +35,7 @@ from materialize.serving.request import entity_key_bytes
 from materialize.testing import FOREVER
 from tests import servers
 from tests.projects import PAST, Project
-from tests.stepping import incremental
+from tests.stepping import PATIENT, incremental
 from tests.tables import NOW as FAR, Table, row
 
 if TYPE_CHECKING:
@@ -428,7 +428,7 @@ def test_both_clients_read_what_a_run_wrote(tmp_path: Path) -> None:
     project.table.append(row("a", PAST, 1.5, country=None), row("b", PAST + 1, 2.5))
     project.run("incremental")
 
-    with OnlineFeatures.connect(project.config) as features:
+    with OnlineFeatures.connect(project.config, terms=PATIENT) as features:
         found = features.batch_read("spending", ["b", "a", "c"], ["amount", "country"])
 
     assert found.to_dicts() == [
@@ -441,7 +441,7 @@ def test_both_clients_read_what_a_run_wrote(tmp_path: Path) -> None:
 
 def awaited(config: Path) -> list[dict[str, Any]]:
     async def read() -> list[dict[str, Any]]:
-        async with AsyncOnlineFeatures.connect(config) as features:
+        async with AsyncOnlineFeatures.connect(config, terms=PATIENT) as features:
             one = await features.read_features("spending", "b", ["amount", "country"])
             batch = await features.batch_read("spending", ["b", "a", "c"], ["amount", "country"])
             several = await asyncio.gather(*(features.lookup([Lookup("spending", ["a"])]) for _ in range(20)))
@@ -459,7 +459,7 @@ def test_a_pushed_row_is_read_at_once_also_by_a_reader_that_remembers(tmp_path: 
     project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
     project.table.append(row("a", PAST, 1.0), row("b", PAST, 2.0))
     project.run("incremental")
-    with OnlineFeatures.connect(project.config, cache=CacheSettings(ttl=timedelta(hours=1))) as features:
+    with OnlineFeatures.connect(project.config, cache=CacheSettings(ttl=timedelta(hours=1)), terms=PATIENT) as features:
         before = [features.read_features("spending", key)["amount"] for key in ("a", "c")]
 
         report = features.push("spending", [row("a", PAST + 1, 5.0), row("c", PAST + 1, 7.0)], push_id="one")
@@ -482,7 +482,7 @@ def test_a_pushed_row_is_read_at_once_also_by_a_reader_that_remembers(tmp_path: 
 
 def awaited_push(config: Path) -> float:
     async def push() -> float:
-        async with AsyncOnlineFeatures.connect(config) as features:
+        async with AsyncOnlineFeatures.connect(config, terms=PATIENT) as features:
             await features.push("spending", [row("a", PAST + 3, 11.0)])
             return (await features.read_features("spending", "a"))["amount"]  # type: ignore[no-any-return]
 
@@ -491,7 +491,10 @@ def awaited_push(config: Path) -> float:
 
 def test_pushing_where_it_cannot_be_is_refused(tmp_path: Path, store: OnlineStore) -> None:
     project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
-    with OnlineFeatures.connect(project.config) as features, pytest.raises(ConfigError, match="'default' 'nothing'"):
+    with (
+        OnlineFeatures.connect(project.config, terms=PATIENT) as features,
+        pytest.raises(ConfigError, match="'default' 'nothing'"),
+    ):
         features.push("nothing", [row("a", PAST)])
     with pytest.raises(ConfigError, match="found a reader of a store that was open already"):
         OnlineFeatures.over([view(a="int64")], store).push("v", [])

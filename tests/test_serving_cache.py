@@ -33,6 +33,7 @@ from materialize.serving.core import Core
 from materialize.testing import FOREVER
 from tests import servers
 from tests.projects import PAST, Project
+from tests.stepping import PATIENT
 from tests.tables import row
 from tests.test_serving import NOW, bury, put, view
 from tests.valve import Valve
@@ -726,15 +727,15 @@ def test_nothing_is_cached_unless_somebody_says_so(tmp_path: Path) -> None:
     project.table.append(row("a", PAST, 1.5))
     project.run("incremental")
 
-    with OnlineFeatures.connect(project.config) as features:
+    with OnlineFeatures.connect(project.config, terms=PATIENT) as features:
         assert features.cache is None
-    with OnlineFeatures.connect(project.config, cache=CacheSettings()) as features:
+    with OnlineFeatures.connect(project.config, cache=CacheSettings(), terms=PATIENT) as features:
         for _ in range(2):
             assert features.read_features("spending", "a", ["amount"]).features == {"amount": 1.5}
         assert counts(features, "spending") == (1, 1, 0)
 
     async def awaited() -> None:
-        async with AsyncOnlineFeatures.connect(project.config, cache=CacheSettings()) as features:
+        async with AsyncOnlineFeatures.connect(project.config, cache=CacheSettings(), terms=PATIENT) as features:
             for _ in range(2):
                 assert (await features.read_features("spending", "a", ["amount"])).features == {"amount": 1.5}
             assert counts(features, "spending") == (1, 1, 0)

@@ -26,6 +26,7 @@ from materialize.serving.cache import RecordCache
 from materialize.serving.core import Core
 from tests import cluster as clusters, servers
 from tests.projects import Project
+from tests.stepping import PATIENT
 from tests.test_online_redis_secure import sentinel_of
 from tests.test_serving import NOW, put, view
 from tests.test_serving_cache import LONG, SECOND, in_threads, joined, until
@@ -406,8 +407,10 @@ def test_without_the_right_nothing_is_cached_and_it_is_told_once(
 def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     project = Project(tmp_path, f"sqlite:///{tmp_path}/online.db")
     with pytest.raises(ConfigError, match=r"could not follow changes in sqlite.*Leave out tracking=True"):
-        OnlineFeatures.connect(project.config, cache=TOLD)
-    OnlineFeatures.connect(project.config, cache=CacheSettings(tracking=True)).close()  # no view is cached
+        OnlineFeatures.connect(project.config, cache=TOLD, terms=PATIENT)
+    OnlineFeatures.connect(
+        project.config, cache=CacheSettings(tracking=True), terms=PATIENT
+    ).close()  # no view is cached
     project.configure(url="redis+sentinel://a/0?service=s")
     with pytest.raises(ConfigError, match="found reads from replicas, expected none"):
         OnlineFeatures.connect(project.config, cache=TOLD, terms=ReadTerms(replicas=True))
@@ -416,7 +419,7 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
 def test_a_reader_from_a_config_folder_follows(valkey: servers.Server, tmp_path: Path) -> None:
     project = Project(tmp_path, valkey.url)
     project.configure(features={"a": "int64"})
-    with RedisStore(valkey.url) as store, OnlineFeatures.connect(project.config, cache=TOLD) as features:
+    with RedisStore(valkey.url) as store, OnlineFeatures.connect(project.config, cache=TOLD, terms=PATIENT) as features:
         until(lambda: is_live(features))
         mine = view(name="spending", a="int64")
         put(store, mine, b"1", NOW, 1, at=1)

@@ -17,6 +17,7 @@ from materialize.online import open_store
 from materialize.pipeline import Run, incremental
 from materialize.serving import FeatureVector, OnlineFeatures
 from materialize.watermark import read as read_watermark
+from tests.stepping import PATIENT
 
 __all__ = ["START", "Project"]
 
@@ -93,7 +94,7 @@ class Project:
         write_deltalake(str(self.root / view), row.to_arrow(), mode="append")
 
     def vector(self, view: str, user: int, store: str = "default") -> FeatureVector:
-        with OnlineFeatures.connect(self.root / "config", store) as features:
+        with OnlineFeatures.connect(self.root / "config", store, terms=PATIENT) as features:
             return features.read_features(view, user)
 
     def amount(self, view: str, user: int) -> float | None:
