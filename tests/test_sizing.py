@@ -210,6 +210,24 @@ def test_records_that_are_online_are_measured_too(table: Table, server: servers.
     assert {key.split(b":")[1] for key in server.client.keys("*")} == {b"spending"}
 
 
+def test_hashes_are_packed_or_not_as_the_server_is_set(table: Table, server: servers.Server) -> None:
+    filled(table, "floats", 200)
+    usual = server.client.config_get("hash-max-listpack-value")["hash-max-listpack-value"]
+    with RedisStore(server.url) as store:
+        laid_out(table, store, "hash")
+        loose = sized(table, store).measured
+        server.client.config_set("hash-max-listpack-value", 1_024)
+        try:
+            pipeline.incremental(table.view, store, run())
+            packed = sized(table, store).measured
+        finally:
+            server.client.config_set("hash-max-listpack-value", usual)
+
+    assert packed["memory_usage_bytes"] == pytest.approx(packed["online_record_bytes"], rel=0.01)
+    assert packed["record_bytes"] < 0.7 * loose["record_bytes"]
+    assert ("51.0 fields" in loose["how"], " 0.0 fields" in packed["how"]) == (True, True)
+
+
 def user_of(server: servers.Server, role: str, *, without: str = "") -> str:
     line = acl_line(server.url, role).replace(PLACEHOLDER, ">secret")
     server.client.execute_command(*(word for word in line.split() if word != f"+{without}"))
