@@ -19,7 +19,7 @@ from materialize.key_column import entity_keys
 from materialize.model import from_us, to_us
 from materialize.offline import commits_told, held_rows, join_values, open_table, read_entity
 from materialize.order import ERASED, GENERATION, NO_CREATED
-from materialize.plan import changed_view
+from materialize.plan import changed_layout, changed_view
 from materialize.retry import with_retry
 from materialize.verdicts import HeldRecord, TableRow, Times, disagreement, floor_words, served_row, verdicts
 
@@ -95,6 +95,7 @@ def explain(
     served = served_row(rows, held)
     lines = [_row(row, verdict, feature) for row, verdict in zip(rows, verdicts(rows, held, times), strict=True)]
     differs = found.compared(mark, rows, held, times)
+    moved = found.moved(mark)
     features = {name: value for name, value in held.features.items() if name == (feature or name)} if held else {}
     if status == "present" and feature is not None and features.get(feature) is None:
         status = "null"
@@ -114,7 +115,7 @@ def explain(
         refused=[line for line in lines if line["verdict"].startswith(LOST)][:most],
         quarantined=found.quarantined(store_name, most),
         disagrees=differs,
-        next=_next(view, store_name, mark, table, differs),
+        next=_next(view, store_name, mark, table, differs, moved=moved),
         notes=found.notes,
     )
 
@@ -221,6 +222,17 @@ class _Entity:
                 return None
         return disagreement([row for row in rows if row.removed_by is None], held, times)
 
+    def moved(self, mark: Watermark | None) -> bool:
+        """Whether the records are not all in the layout that the store keeps the view in now."""
+        changed = None if mark is None else changed_layout(mark, self.store.layout(self.view.name))
+        if changed is None:
+            return False
+        self.notes.append(
+            f"{changed} since the last run: until a rebuild has written all entities again each is in one or the other, and plain "
+            "readers do not see those in the other. Readers of this package see both"
+        )
+        return True
+
     def quarantined(self, store_name: str, most: int) -> list[dict[str, Any]]:
         """The rows of the entity that wait in quarantine, newest first."""
         try:
@@ -237,9 +249,11 @@ def _version(mark: Watermark | None) -> int:
 
 
 def _next(
-    view: FeatureView, store_name: str, mark: Watermark | None, table: OfflineTable, differs: str | None
+    view: FeatureView, store_name: str, mark: Watermark | None, table: OfflineTable, differs: str | None, *, moved: bool
 ) -> str | None:
-    """The command that makes the store what the table is."""
+    """The command that makes the store what the table is. *moved*: to another layout, which other commands refuse."""
+    if moved:
+        return f"materialize rebuild {view.name} --store {store_name}"
     if differs is not None:
         return f"materialize verify {view.name} --store {store_name} --repair"
     if _version(mark) < table.version or (mark is not None and mark.table_id != table.table_id):

@@ -15,7 +15,7 @@ from materialize.explain import Explanation, explain
 from materialize.forget import forget
 from materialize.model import Interval
 from materialize.offline import join_values, open_table, read_entity
-from materialize.online.redis import RedisStore
+from materialize.online.redis import RedisClusterStore, RedisStore
 from materialize.order import ERASED, GENERATION, stamp
 from materialize.verdicts import HeldRecord, TableRow, Times, disagreement, verdicts
 from materialize.verify import verify
@@ -317,6 +317,59 @@ def test_a_disagreement_names_the_command_that_repairs(table: Table, valkey: ser
     assert found.next == "materialize verify spending --store default --repair"
     assert getattr(report, damage) == 1
     assert after.disagrees is None
+
+
+@pytest.mark.parametrize("stored", ["redis", "cluster"])
+def test_a_hash_is_explained_by_its_record(table: Table, request: pytest.FixtureRequest, stored: str) -> None:
+    table.change_view(layout="hash")
+    table.append(row("a", 5, 1.0))
+    table.append(row("b", 1))
+    with hash_store(table, request, stored) as store:
+        incremental(table, store)
+        table.append(row("a", 6, 2.0))
+        table.delta.delete("user_id = 'b'")
+        incremental(table, store)
+
+        live, gone, absent = (told(table, store, key) for key in ("a", "b", "nobody"))
+
+    assert (live.status, live.features["amount"], words(live)) == ("present", 2.0, [(2.0, "served"), (1.0, "older")])
+    assert (gone.status, [verdict for _, verdict in words(gone)]) == ("deleted", ["gone: commit 3 removed it"])
+    assert absent.status == "missing"
+    assert [(one.disagrees, one.next, one.notes) for one in (live, gone, absent)] == [(None, None, [])] * 3
+
+
+@pytest.mark.parametrize("stored", ["redis", "cluster"])
+def test_a_changed_layout_is_told_with_the_command_until_a_rebuild(
+    table: Table, request: pytest.FixtureRequest, stored: str
+) -> None:
+    table.append(row("a", 5, 1.0), row("b", 1))
+    with hash_store(table, request, stored) as store:
+        store.hashed = frozenset()
+        incremental(table, store)
+        table.change_view(layout="hash")
+        store.hashed = frozenset({table.view.name})
+
+        before = told(table, store)
+        report = pipeline.rebuild(table.view, store, run())
+        after = told(table, store)
+
+    assert (before.status, words(before), before.disagrees) == ("present", [(1.0, "served")], None)
+    assert [note.split(":")[0] for note in before.notes] == [
+        "the layout changed from vector to hash since the last run"
+    ]
+    assert before.next == "materialize rebuild spending --store default"
+    assert report.written == 2
+    assert (after.status, words(after), after.notes, after.next) == ("present", [(1.0, "served")], [], None)
+
+
+def hash_store(table: Table, request: pytest.FixtureRequest, stored: str) -> RedisStore | RedisClusterStore:
+    """A store that keeps the table's view as hashes."""
+    if stored == "cluster":
+        store: RedisStore | RedisClusterStore = RedisClusterStore(request.getfixturevalue("cluster").url)
+    else:
+        store = RedisStore(request.getfixturevalue("valkey").url)
+    store.hashed = frozenset({table.view.name})
+    return store
 
 
 def test_rows_are_bounded_and_newest_first(table: Table, store: OnlineStore) -> None:

@@ -16,6 +16,7 @@ from materialize import lease, pipeline
 from materialize.cli import app
 from materialize.errors import ConfigError, MaterializeError, OnlineStoreError, UnavailableError
 from materialize.model import Retention
+from materialize.online.demand import Demand
 from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
 from materialize.online.redis.answers import translated
@@ -61,6 +62,7 @@ def used_by_runs(server: servers.Server, store: RedisStore, table: Table) -> Non
         store.merge("other", make_batch([Row(b"k", 9), Row(b"l", 9)]), tie_wins=True, retention=FOREVER)
         server.client.script_flush()
     used_by_layouts(store)
+    used_by_sizing(store, table)
     assert store.record_bytes("other", [b"k"])  # asked where a server has a limit of memory
     store.describe()
 
@@ -74,6 +76,14 @@ def used_by_layouts(store: RedisStore) -> None:
             "other", make_batch([Row(b"k", event, version=AT + 9), Row(b"new")]), tie_wins=True, retention=expiring
         )
     store.replace("other", make_batch([Row(b"k", 1)], floor=AT), at=AT, retention=FOREVER)
+
+
+def used_by_sizing(store: RedisStore, table: Table) -> None:
+    """Weighing hashes; what it may not do becomes an estimate."""
+    store.hashed = frozenset({table.view.name})
+    how = store.size(table.view, make_batch([Row(b"k")]), Demand(1, None, 1.0))["how"]
+    if "not measured" in how:
+        raise OnlineStoreError(how)
 
 
 def used_by_verify(_server: servers.Server, store: RedisStore, table: Table) -> None:

@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from materialize.model import Layout
     from materialize.online.base import EncodedBatch, OnlineStore
     from materialize.online.demand import Demand
     from tests import cluster as clusters, servers
 
+LAYOUTS: tuple[Layout, ...] = ("vector", "hash")
 MANY = 20_000
+MONTH = timedelta(days=30)
 NEAR = 0.05
 PRICES = Prices(date(2026, 11, 1), "USD", million_write_units=1.0, million_read_units=0.5, gigabyte_month=0.25)
 
@@ -76,10 +79,18 @@ def lists(rows: int) -> tuple[pa.Table, dict[str, str]]:
     return pa.table(columns(rows, 3) | values), {"fixed": "list<float32,32>", "loose": "list<int64>"}
 
 
+def counts(rows: int) -> tuple[pa.Table, dict[str, str]]:
+    """Few and short: a hash of them is packed by default."""
+    random = np.random.default_rng(4)
+    values = {name: pa.array(random.integers(0, 1_000, rows)) for name in ("orders", "days")}
+    return pa.table(columns(rows, 4) | values), dict.fromkeys(values, "int64")
+
+
 SHAPES: dict[str, Callable[[int], tuple[pa.Table, dict[str, str]]]] = {
     "floats": floats,
     "strings": strings,
     "lists": lists,
+    "counts": counts,
 }
 
 
@@ -88,6 +99,11 @@ def filled(table: Table, shape: str, rows: int, ttl: timedelta | None = None) ->
     table.append_table(content)
     table.change_view(features=features, ttl=ttl)
     return table
+
+
+def laid_out(table: Table, store: OnlineStore, layout: Layout) -> None:
+    table.change_view(layout=layout)
+    store.hashed = frozenset({table.view.name} if layout == "hash" else ())
 
 
 def sized(table: Table, store: OnlineStore, **asked: Any) -> SizingReport:
@@ -106,12 +122,23 @@ def settled_memory(server: servers.Server) -> int:
     return seen[-1]
 
 
-@pytest.mark.parametrize(("shape", "ttl"), [("floats", None), ("strings", timedelta(days=30)), ("lists", None)])
+LOADS: list[tuple[str, timedelta | None, Layout]] = [
+    ("floats", None, "vector"),
+    ("strings", MONTH, "vector"),
+    ("lists", None, "vector"),
+    ("floats", None, "hash"),
+    ("strings", None, "hash"),
+    ("counts", MONTH, "hash"),
+]
+
+
+@pytest.mark.parametrize(("shape", "ttl", "layout"), LOADS)
 def test_projected_memory_is_what_a_load_takes(
-    table: Table, server: servers.Server, shape: str, ttl: timedelta | None
+    table: Table, server: servers.Server, shape: str, ttl: timedelta | None, layout: Layout
 ) -> None:
     filled(table, shape, MANY, ttl)
     with RedisStore(server.url) as store:
+        laid_out(table, store, layout)
         report = sized(table, store)
         before = settled_memory(server)
 
@@ -125,9 +152,13 @@ def test_projected_memory_is_what_a_load_takes(
     )
 
 
-def test_projected_memory_is_that_of_each_server_of_a_cluster(table: Table, cluster: clusters.Cluster) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_projected_memory_is_that_of_each_server_of_a_cluster(
+    table: Table, cluster: clusters.Cluster, layout: Layout
+) -> None:
     filled(table, "floats", MANY)
     with RedisClusterStore(cluster.url) as store:
+        laid_out(table, store, layout)
         report = sized(table, store)
         before = [settled_memory(one) for one in cluster.servers]
         pipeline.incremental(table.view, store, run())
@@ -141,8 +172,12 @@ def test_projected_memory_is_that_of_each_server_of_a_cluster(table: Table, clus
     assert each["ram"] * 0.75 > each["maxmemory"]
 
 
-def test_weighing_touches_nothing_of_the_view_and_leaves_nothing(table: Table, any_store: OnlineStore) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weighing_touches_nothing_of_the_view_and_leaves_nothing(
+    table: Table, any_store: OnlineStore, layout: Layout
+) -> None:
     filled(table, "strings", 300)
+    laid_out(table, any_store, layout)
     pipeline.incremental(table.view, any_store, run())
     held = dict(zip_all(any_store, table.view.name))
     mark = watermark.read_text(any_store, table.view.name)
@@ -159,43 +194,67 @@ def zip_all(store: OnlineStore, view: str) -> list[tuple[bytes, bytes]]:
     return [pair for keys, records in store.scan(view) for pair in zip(keys, records, strict=True)]
 
 
-def test_records_that_are_online_are_measured_too(table: Table, server: servers.Server) -> None:
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_records_that_are_online_are_measured_too(table: Table, server: servers.Server, layout: Layout) -> None:
     filled(table, "floats", 200)
     with RedisStore(server.url) as store:
+        laid_out(table, store, layout)
         assert sized(table, store).measured["online_record_bytes"] is None
         pipeline.incremental(table.view, store, run())
         report = sized(table, store)
 
     keys = server.client.keys("fs:spending:{*")
-    truth = sum(server.client.memory_usage(key) for key in keys) / len(keys)
+    truth = sum(server.client.memory_usage(key, samples=0) for key in keys) / len(keys)
     assert report.measured["online_record_bytes"] == pytest.approx(truth, abs=0.1)
     assert report.measured["memory_usage_bytes"] == pytest.approx(truth, rel=NEAR)
     assert {key.split(b":")[1] for key in server.client.keys("*")} == {b"spending"}
 
 
-def user_of(server: servers.Server, role: str) -> str:
+def test_hashes_are_packed_or_not_as_the_server_is_set(table: Table, server: servers.Server) -> None:
+    filled(table, "floats", 200)
+    usual = server.client.config_get("hash-max-listpack-value")["hash-max-listpack-value"]
+    with RedisStore(server.url) as store:
+        laid_out(table, store, "hash")
+        loose = sized(table, store).measured
+        server.client.config_set("hash-max-listpack-value", 1_024)
+        try:
+            pipeline.incremental(table.view, store, run())
+            packed = sized(table, store).measured
+        finally:
+            server.client.config_set("hash-max-listpack-value", usual)
+
+    assert packed["memory_usage_bytes"] == pytest.approx(packed["online_record_bytes"], rel=0.01)
+    assert packed["record_bytes"] < 0.7 * loose["record_bytes"]
+    assert ("51.0 fields" in loose["how"], " 0.0 fields" in packed["how"]) == (True, True)
+
+
+def user_of(server: servers.Server, role: str, *, without: str = "") -> str:
     line = acl_line(server.url, role).replace(PLACEHOLDER, ">secret")
-    server.client.execute_command(*line.split())
+    server.client.execute_command(*(word for word in line.split() if word != f"+{without}"))
     return server.url.replace("redis://", f"redis://materialize-{role}:secret@")
 
 
-def test_the_user_of_runs_may_weigh(table: Table, server: servers.Server) -> None:
-    filled(table, "floats", 100)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_user_of_runs_may_weigh(table: Table, server: servers.Server, layout: Layout) -> None:
+    filled(table, "floats", 100, MONTH)
     with RedisStore(user_of(server, "run")) as store:
+        laid_out(table, store, layout)
         report = sized(table, store)
 
     assert report.measured["memory_usage_bytes"] > 400
     assert server.client.keys() == []
 
 
-def test_the_user_of_runs_may_weigh_in_a_cluster(table: Table, cluster: clusters.Cluster) -> None:
-    filled(table, "floats", 100)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_user_of_runs_may_weigh_in_a_cluster(table: Table, cluster: clusters.Cluster, layout: Layout) -> None:
+    filled(table, "floats", 100, MONTH)
     line = acl_line(cluster.url, "run").replace(PLACEHOLDER, ">secret")
     for one in cluster.servers:
         one.client.execute_command(*line.split())
     url = cluster.url.replace("redis+cluster://", "redis+cluster://materialize-run:secret@")
 
     with RedisClusterStore(url) as store:
+        laid_out(table, store, layout)
         report = sized(table, store)
 
     for one in cluster.servers:
@@ -228,11 +287,31 @@ def test_who_may_not_weigh_gets_an_estimate_that_says_so(table: Table, server: s
     assert report.measured["record_bytes"] == pytest.approx(truth, rel=0.1)
 
 
-def test_a_full_server_gets_an_estimate_and_no_keys(table: Table, server: servers.Server) -> None:
+@pytest.mark.parametrize("shape", ["floats", "strings", "counts"])
+def test_an_estimate_of_hashes_counts_their_texts_and_names(table: Table, server: servers.Server, shape: str) -> None:
+    filled(table, shape, 200)
+    with RedisStore(server.url) as store:
+        laid_out(table, store, "hash")
+        truth = sized(table, store).measured["record_bytes"]
+    with RedisStore(user_of(server, "run", without="memory|usage")) as store:
+        laid_out(table, store, "hash")
+        near = sized(table, store).measured
+    with RedisStore(user_of(server, "read")) as store:
+        laid_out(table, store, "hash")
+        blind = sized(table, store).measured
+
+    assert ("not measured" in near["how"], "not measured" in blind["how"]) == (True, True)
+    assert near["record_bytes"] == pytest.approx(truth, rel=0.25)
+    assert blind["record_bytes"] > 0.85 * truth
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_full_server_gets_an_estimate_and_no_keys(table: Table, server: servers.Server, layout: Layout) -> None:
     filled(table, "floats", 100)
     server.client.config_set("maxmemory", 1)
     try:
         with RedisStore(server.url) as store:
+            laid_out(table, store, layout)
             report = sized(table, store)
     finally:
         server.client.config_set("maxmemory", 0)
@@ -241,12 +320,17 @@ def test_a_full_server_gets_an_estimate_and_no_keys(table: Table, server: server
     assert server.client.keys() == []
 
 
-def test_a_script_that_fails_half_way_removes_what_it_wrote(table: Table, server: servers.Server) -> None:
-    """The user may store and remove, and not ask for the memory."""
-    filled(table, "floats", 100)
-    line = acl_line(server.url, "run").replace(PLACEHOLDER, ">secret").replace(" +memory|usage", "")
-    server.client.execute_command(*line.split())
-    with RedisStore(server.url.replace("redis://", "redis://materialize-run:secret@")) as store:
+@pytest.mark.parametrize(
+    ("layout", "without"),
+    [("vector", "memory|usage"), *(("hash", one) for one in ("memory|usage", "object|encoding", "pexpireat", "set"))],
+)
+def test_a_script_that_fails_half_way_removes_what_it_wrote(
+    table: Table, server: servers.Server, layout: Layout, without: str
+) -> None:
+    """The user may store, and lacks a right of what comes after."""
+    filled(table, "floats", 100, MONTH)
+    with RedisStore(user_of(server, "run", without=without)) as store:
+        laid_out(table, store, layout)
         report = sized(table, store)
 
     assert "not measured" in report.measured["how"]

@@ -24,7 +24,7 @@ CACHE = (*READ, "client|tracking")
 #: Further, what verify and status send.
 VERIFY = (*READ, "scan", "time")
 #: What the scripts alone send.
-SCRIPTS = ("exists", "hset", "mset", "msetnx", "persist", "pexpireat")
+SCRIPTS = ("exists", "hset", "mset", "msetnx", "object|encoding", "persist", "pexpireat")
 #: Further, what runs send; doctor sends INFO.
 RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", *SCRIPTS)
 #: What readers in any language send to hashes (docs/layouts.md). They cannot read records of the layout `vector`.

@@ -14,8 +14,8 @@ from redis import exceptions as driver
 
 from materialize.online.redis.answers import Patience, passes, translated
 from materialize.online.redis.evidence import position_of
-from materialize.online.redis.framing import bulk, command, lua, outcomes_of, write_options, write_script
-from materialize.online.redis.hashes import hash_words, part_of
+from materialize.online.redis.framing import bulk, command, lua, outcomes_of, weigh_script, write_options, write_script
+from materialize.online.redis.hashes import hash_words, part_of, weigh_words
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, scanned
@@ -280,12 +280,12 @@ class RedisClusterStore(RedisServers):
             there = [size for size in self._each(_slots(names), requests, patience, write=False) if size]
         return sum(there) / len(there) if there else None
 
-    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool) -> list[list[int]]:
+    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool, hashed: bool) -> list[list[int]]:
         patience, expiry = Patience(self.address.deadline), b"%d" % EXPIRY_MS if expires else b""
-        names, script = [self._key(name, key) for key in sample.keys.to_pylist()], lua("weigh").encode()
+        names, script = [self._key(name, key) for key in sample.keys.to_pylist()], weigh_script().encode()
+        rows, shared = weigh_words(sample, hashed=hashed)
         requests = [
-            command(b"EVAL", script, b"1", key, expiry, record)
-            for key, record in zip(names, sample.values.to_pylist(), strict=True)
+            command(b"EVAL", script, b"1", key, expiry, *shared, *words) for key, words in zip(names, rows, strict=True)
         ]
         with translated(subject, self.address, patience, self._figures):
             return self._each(_slots(names), requests, patience, write=True)

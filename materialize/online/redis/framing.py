@@ -21,6 +21,7 @@ __all__ = [
     "lua",
     "outcomes_of",
     "read_reply",
+    "weigh_script",
     "write_options",
     "write_script",
 ]
@@ -35,7 +36,13 @@ def lua(name: str) -> str:
 
 def write_script(layout: Layout) -> str:
     """The script that stores rows in *layout*: the order rule, which is the same for both, and the way of storing."""
-    return lua("head") + lua(f"write_{layout}").replace("-- RULE\n", lua("rule"))
+    fields = lua("set_fields") if layout == "hash" else ""
+    return lua("head") + fields + lua(f"write_{layout}").replace("-- RULE\n", lua("rule"))
+
+
+def weigh_script() -> str:
+    """The script that weighs records of both layouts."""
+    return lua("set_fields") + lua("weigh")
 
 
 def write_options(mode: str, retention: Retention) -> bytes:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from materialize.online.base import EncodedBatch
 
-__all__ = ["hash_words", "part_of"]
+__all__ = ["hash_words", "part_of", "weigh_words"]
 
 
 def hash_words(batch: EncodedBatch) -> tuple[list[pa.BinaryArray], list[bytes]]:
@@ -27,6 +27,12 @@ def hash_words(batch: EncodedBatch) -> tuple[list[pa.BinaryArray], list[bytes]]:
         holes = pc.if_else(reduce(pc.or_, nulls), pc.binary_join_element_wise(*marks, none), holes)
         texts = [pc.fill_null(text, b"") for text in texts]
     return [batch.values, holes, *texts], [b"%d" % len(texts), *map(str.encode, batch.fields)]
+
+
+def weigh_words(batch: EncodedBatch, *, hashed: bool) -> tuple[list[tuple[bytes, ...]], list[bytes]]:
+    """The words of each row of a sample as weigh.lua wants them, and those before them."""
+    columns, shared = hash_words(batch) if hashed else ([batch.values], [b""])
+    return list(zip(*(column.to_pylist() for column in columns), strict=True)), shared
 
 
 def part_of(batch: EncodedBatch, rows: npt.NDArray[np.int64]) -> EncodedBatch:

@@ -156,17 +156,18 @@ class RedisServers(OnlineStore):
         """The *sample* is written under names that no view has, and removed by the call that writes it. Its rights are those of runs; where
         they lack, or the server is full, the facts say so and are estimated.
         """
-        told: Mapping[str, dict[str, Any]] = {}
-        expires, head = view.ttl is not None, f"{self.prefix}:{view.name}:"
+        told, info = dict[str, dict[str, Any]](), dict[str, Any]()
+        expires, head, hashed = view.ttl is not None, f"{self.prefix}:{view.name}:", view.name in self.hashed
         subject = f"weigh records of feature view {view.name!r} in"
         try:
             told = self._patiently(subject, lambda: {node: one.info() for node, one in self._clients().items()})
             info = next(iter(told.values()), {})
-            weighed = weights(self._weigh(scratch(view.name), sample, subject, expires=expires), info, expires=expires)
+            replies = self._weigh(scratch(view.name), sample, subject, expires=expires, hashed=hashed)
+            weighed = weights(replies, info, expires=expires, hashed=hashed)
         except UnavailableError:
             raise
         except OnlineStoreError as refused:
-            weighed = estimated(sample, head, str(refused))
+            weighed = estimated(sample, head, str(refused), info)
         facts = sizing(weighed, told, demand, expires=expires, slots=self._most_slots(subject))
         try:
             online = self.record_bytes(view.name, sample.keys.to_pylist())
@@ -177,7 +178,7 @@ class RedisServers(OnlineStore):
         return facts | {"online_record_bytes": None if online is None else round(online, 1)}
 
     @abstractmethod
-    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool) -> list[list[int]]:
+    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool, hashed: bool) -> list[list[int]]:
         """What weigh.lua told of the records of *sample* under the view *name*, in one or several calls."""
 
     def _most_slots(self, subject: str) -> int | None:  # noqa: ARG002 - one server has all keys

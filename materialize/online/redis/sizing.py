@@ -10,8 +10,10 @@ import math
 import re
 import statistics
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ EXPIRY_MS = 60_000
 OVERHEAD = 64
 #: What MEMORY USAGE does not tell of a Redis key: its table entry of 24 bytes is allocated as 32; an expiry has such an entry of its own.
 ENTRY_ROUNDING, EXPIRY_ENTRY = 8, 32
+#: The same of each field of a hash: packed, in a hash table of Redis 7, in one of Valkey 9 (50 floats, measured).
+PACKED_FIELD, REDIS_FIELD, VALKEY_FIELD = 5, 60, 32
+#: Bytes and fields up to which a hash is packed by default: hash-max-listpack-value and hash-max-listpack-entries.
+PACKED_BYTES, PACKED_FIELDS = 64, 512
 MIB = 2**20
 #: Of a machine's memory, what has to be free while a snapshot is saved and pages are copied: ElastiCache's reserved-memory-percent
 #: (https://docs.aws.amazon.com/AmazonElastiCache/latest/dg/redis-memory-management.html).
@@ -65,17 +71,43 @@ def scratch(view: str) -> str:
     return f"~{view[1:]}"
 
 
-def estimated(batch: EncodedBatch, head: str, why: str) -> Weights:
-    """What records take by their length alone, because *why*."""
-    lengths = pc.add(pc.binary_length(batch.keys), pc.binary_length(batch.values))
-    each = float(pc.mean(lengths).as_py()) + len(head) + 3 + OVERHEAD
+def estimated(batch: EncodedBatch, head: str, why: str, info: Mapping[str, Any] | None = None) -> Weights:
+    """What records take by their length alone, because *why*. Hashes by the default settings of the server that *info* is of, else of Redis."""
+    each = _mean(pc.binary_length(batch.keys)) + len(head) + 3 + OVERHEAD + _mean(pc.binary_length(batch.values))
+    if batch.fields:
+        each += _fields_bytes(batch, VALKEY_FIELD if _cache_lines(info or {}) else REDIS_FIELD)
     return Weights(each, None, None, f"estimated from the length of records, not measured: {why}")
 
 
-def weights(replies: Sequence[Sequence[int]], info: Mapping[str, Any], *, expires: bool) -> Weights:
+def _fields_bytes(batch: EncodedBatch, unpacked_field: int) -> float:
+    """What the texts of a record take in the mean, with their names and what a server whose settings are the default ones adds to each."""
+    lengths = {name: pc.binary_length(text) for name, text in batch.fields.items()}
+    there = [pc.cast(pc.is_valid(length), pa.int64()) for length in lengths.values()]
+    longest = pc.max_element_wise(pc.binary_length(batch.values), *lengths.values())
+    fields = reduce(pc.add, there, pa.scalar(1, pa.int64()))
+    unpacked = pc.or_(pc.greater(longest, PACKED_BYTES), pc.greater(fields, PACKED_FIELDS))
+    each = pc.if_else(unpacked, unpacked_field, PACKED_FIELD)
+    names = sum(len(name.encode()) * _mean(one) for name, one in zip(lengths, there, strict=True))
+    texts = sum(_mean(pc.fill_null(length, 0)) for length in lengths.values())
+    return names + texts + _mean(pc.multiply(fields, each))
+
+
+def _mean(numbers: Any) -> float:
+    return float(pc.mean(numbers).as_py())
+
+
+def weights(
+    replies: Sequence[Sequence[int]], info: Mapping[str, Any], *, expires: bool, hashed: bool = False
+) -> Weights:
     """*replies*: of weigh.lua; with one key each in a cluster, where used_memory tells nothing of so little."""
     usage = statistics.fmean(size for reply in replies for size in reply[1:])
-    more = 0 if _cache_lines(info) else ENTRY_ROUNDING + EXPIRY_ENTRY * expires
+    more: float = 0 if _cache_lines(info) else ENTRY_ROUNDING + EXPIRY_ENTRY * expires
+    if hashed:
+        # Each field in a hash table has such an entry too. What used_memory grows by tells nothing where a row is many words.
+        unpacked = sum(reply[0] for reply in replies) / sum(len(reply) - 1 for reply in replies)
+        more += 0 if _cache_lines(info) else ENTRY_ROUNDING * unpacked
+        how = f"MEMORY USAGE and {more:.0f} bytes of table entries; of a record {unpacked:.1f} fields are in a hash table, the others packed"
+        return Weights(usage + more, usage, None, how)
     if max(map(len, replies)) <= 2:  # noqa: PLR2004 - one key
         return Weights(usage + more, usage, None, f"MEMORY USAGE and {more} bytes of table entries")
     # The median: a table that is doubled in one of the calls is not part of a record.

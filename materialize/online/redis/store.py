@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +16,16 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from materialize.online.redis.answers import Patience, translated
 from materialize.online.redis.evidence import ask_position
-from materialize.online.redis.framing import bulk, lua, outcomes_of, read_reply, write_options, write_script
-from materialize.online.redis.hashes import hash_words
+from materialize.online.redis.framing import (
+    bulk,
+    lua,
+    outcomes_of,
+    read_reply,
+    weigh_script,
+    write_options,
+    write_script,
+)
+from materialize.online.redis.hashes import hash_words, weigh_words
 from materialize.online.redis.probe import RedisProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, held, scanned
 from materialize.online.redis.sizing import EXPIRY_MS, ROWS
@@ -217,14 +226,16 @@ class RedisStore(RedisServers):
         there = [size for size in sizes if size]
         return sum(there) / len(there) if there else None
 
-    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool) -> list[list[int]]:
-        script, expiry = self.client.register_script(lua("weigh")), EXPIRY_MS if expires else ""
+    def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool, hashed: bool) -> list[list[int]]:
+        script, expiry = self.client.register_script(weigh_script()), EXPIRY_MS if expires else ""
         keys = [self._key(name, key) for key in sample.keys.to_pylist()]
-        records, replies = sample.values.to_pylist(), []
-        most = max(1, min(ROWS, BYTES_PER_CALL // max(map(len, records))))
+        (rows, shared), replies = weigh_words(sample, hashed=hashed), list[list[int]]()
+        longest = max(sum(map(len, words)) for words in rows)
+        most = max(1, min(ROWS, WORDS_PER_CALL // len(rows[0]), BYTES_PER_CALL // longest))
         for low in range(0, len(keys), most):
-            some, values = keys[low : low + most], records[low : low + most]
-            replies += [self._patiently(subject, partial(script, keys=some, args=[expiry, *values]))]
+            values = chain.from_iterable(rows[low : low + most])
+            call = partial(script, keys=keys[low : low + most], args=[expiry, *shared, *values])
+            replies += [self._patiently(subject, call)]
         return replies
 
     def open_probe(self, view: str) -> RedisProbe:

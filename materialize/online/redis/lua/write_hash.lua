@@ -1,4 +1,4 @@
--- Store records of one view as hashes, atomically for each key. Put behind head.lua.
+-- Store records of one view as hashes, atomically for each key. Put behind head.lua and set_fields.lua.
 --
 -- KEYS[1..n]   record keys; none in a call for keys of several slots of one server of a cluster (head.lua)
 -- ARGV[4]      how many features the rows have, f; 0 for tombstones
@@ -8,8 +8,6 @@
 -- The field "_" has the record, every other field the text of the feature that it is named after. A row that is stored leaves no field
 -- of an older one.
 
-local AT_ONCE = 1000 -- features of one HSET: what unpack gives at once is limited
-
 local features = tonumber(ARGV[4])
 local width = features + 2
 local keys, first = KEYS, 4 + features
@@ -18,22 +16,6 @@ if #KEYS == 0 then
   local rows = (#ARGV - first) / (width + 1)
   for i = 1, rows do keys[i] = ARGV[first + i] end
   first = first + rows
-end
-
--- The fields of the row whose record is the argument *place*, to *key*.
-local function set_fields(key, kept, place, holes)
-  local words, last = {key, "_", kept}, 3
-  for feature = 1, features do
-    if holes == "" or string.byte(holes, feature) == 48 then
-      words[last + 1], words[last + 2] = ARGV[4 + feature], ARGV[place + 1 + feature]
-      last = last + 2
-      if last > 2 * AT_ONCE then
-        redis.call("HSET", unpack(words))
-        words, last = {key}, 1
-      end
-    end
-  end
-  if last > 1 then redis.call("HSET", unpack(words)) end
 end
 
 -- All are read first: where a key is not this server's any more nothing is stored yet.
@@ -63,7 +45,7 @@ for i = 1, #keys do
     redis.call("SET", key, kept)
   elseif kept then
     if old then redis.call("PEXPIREAT", key, 1) end -- as DEL does, which users of runs may not send
-    set_fields(key, kept, place, ARGV[place + 1])
+    set_fields(key, kept, features, 4, place)
     if time then redis.call("PEXPIREAT", key, time) end
   end
   outcomes[i] = outcome
