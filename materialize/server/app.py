@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from contextlib import asynccontextmanager
@@ -15,7 +16,6 @@ from starlette.exceptions import HTTPException
 from materialize import __version__
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.metrics.served import Served
-from materialize.online.reading import ReadTerms
 from materialize.server.bodies import FeaturesAnswer, ProblemAnswer, ServiceAnswer, VectorAnswer, ViewsAnswer
 from materialize.server.error_log import ErrorLog
 from materialize.server.guard import BROKEN, Guard
@@ -23,6 +23,7 @@ from materialize.server.problems import MEDIA_TYPE, Problem, problem
 from materialize.server.routes import ARROW, UNREACHABLE, Routes
 from materialize.server.settings import Settings, Tokens, tokens_of
 from materialize.serving import AsyncOnlineFeatures
+from materialize.serving.caching import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,6 +35,8 @@ __all__ = ["create", "from_environment"]
 
 REFUSED = "The online store refused, or holds what this server cannot decode. The server's log says more."
 DESCRIPTION = "Feature vectors of entities, from the online store. Every error is a problem of RFC 9457."
+#: Seconds after which the other processes of a server can tell what one counted.
+LOOK = 1.0
 #: What a route that reads may answer besides its result; and what each may that has no body.
 PROBLEMS = {
     400: "The body is not JSON.",
@@ -53,8 +56,7 @@ PLAIN = (401, 500, 503)
 def from_environment() -> Guard:
     """The application of one process, by `Settings.to_environment` of the process that started it."""
     settings = Settings.from_environment()
-    terms = ReadTerms(settings.connect, settings.read, settings.store_deadline, settings.replicas)
-    features = AsyncOnlineFeatures.connect(settings.config, settings.store, terms=terms)
+    features = AsyncOnlineFeatures.connect(settings.config, settings.store, terms=settings.terms, cache=settings.cache)
     return create(features, settings, tokens_of(os.environ))
 
 
@@ -66,11 +68,15 @@ def create(features: AsyncOnlineFeatures, settings: Settings, tokens: Tokens) ->
         # What is loaded by now stays to the end: looking through it for garbage takes some 100 ms, in which nobody is answered.
         gc.collect()
         gc.freeze()
+        looking = asyncio.create_task(_look(metrics))
         yield
+        looking.cancel()
         await features.close()
         metrics.end()
 
     metrics, errors = Served(), ErrorLog()
+    if (cache := features.cache) is not None:
+        metrics.follow(lambda: counted(cache, settings.store))
     # The pages that show the schema to people load scripts from another host, therefore there are none.
     app = FastAPI(
         title="materialize serve",
@@ -91,6 +97,13 @@ def create(features: AsyncOnlineFeatures, settings: Settings, tokens: Tokens) ->
         errors=errors,
         open_metrics=settings.open_metrics,
     )
+
+
+async def _look(metrics: Served) -> None:
+    """Have the processes of one server tell of themselves, whichever of them is asked."""
+    while metrics.shared:
+        metrics.look()
+        await asyncio.sleep(LOOK)
 
 
 def _add_routes(app: FastAPI, routes: Routes) -> None:
