@@ -57,6 +57,8 @@ class Served:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._given: dict[str, Counter] = {}
         self._counted: Callable[[], Iterable[Point]] = tuple
         self._followed: dict[str, Counter | Gauge] = {}
         self._told: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -91,15 +93,22 @@ class Served:
         return made
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        found = self._answered.get((route, status))
+        if found is None:  # finding them by their labels takes longer than counting
+            found = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            self._answered[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
     def values(self, by_status: Mapping[str, int]) -> None:
         for status, count in by_status.items():
-            self._values.labels(status).inc(count)
+            found = self._given.get(status)
+            if found is None:
+                found = self._given[status] = self._values.labels(status)
+            found.inc(count)
 
     def end(self) -> None:
         """The process has nothing under way any more, which the others of its server shall not go on to tell."""

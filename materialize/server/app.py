@@ -17,6 +17,7 @@ from materialize import __version__
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.metrics.served import Served
 from materialize.server.bodies import FeaturesAnswer, ProblemAnswer, ServiceAnswer, VectorAnswer, ViewsAnswer
+from materialize.server.body_route import BodyRoute
 from materialize.server.error_log import ErrorLog
 from materialize.server.guard import BROKEN, Guard
 from materialize.server.problems import MEDIA_TYPE, Problem, problem
@@ -37,9 +38,10 @@ REFUSED = "The online store refused, or holds what this server cannot decode. Th
 DESCRIPTION = "Feature vectors of entities, from the online store. Every error is a problem of RFC 9457."
 #: Seconds after which the other processes of a server can tell what one counted.
 LOOK = 1.0
+NOT_JSON = "The body is not JSON in UTF-8."
 #: What a route that reads may answer besides its result; and what each may that has no body.
 PROBLEMS = {
-    400: "The body is not JSON.",
+    400: NOT_JSON,
     401: "No token, or an unknown one.",
     404: "There is no such view or service.",
     408: "The body came too slowly.",
@@ -122,7 +124,14 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
         told: dict[int | str, dict[str, Any]] = {
             status: {"description": PROBLEMS[status], "model": ProblemAnswer} for status in problems
         }
-        app.add_api_route(path, endpoint, methods=[method], responses={200: answer, **told}, response_model=None)
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            responses={200: answer, **told},
+            response_model=None,
+            route_class_override=BodyRoute if method == "POST" else None,
+        )
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
 
 
@@ -175,7 +184,7 @@ async def _unfit(_: Request, error: Any) -> Response:
     """What does not fit in a body, by field; never what was found there."""
     found = error.errors()
     if any(one["type"] == "json_invalid" for one in found):
-        return problem(400, "The body is not JSON.")
+        return problem(400, NOT_JSON)
     told = [{"field": _field(one["loc"]), "message": one["msg"]} for one in found[:20]]
     return problem(422, f"{len(found)} field(s) of the request do not fit; see errors.", errors=told)
 
