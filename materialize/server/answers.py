@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["arrow", "service_vectors", "vectors", "written"]
 
-#: Vectors that are written before other requests get their turn: about 2 ms of 50 features each.
+#: Vectors that are written before other requests get their turn: about 1 ms of 50 features each.
 CHUNK = 50
 
 

@@ -1,4 +1,4 @@
-"""A route that takes JSON: FastAPI describes it in the schema, pydantic alone reads it, which takes 60 us less of each request."""
+"""A route that takes JSON: FastAPI describes it in the schema, pydantic alone reads it, which takes less than half the time."""
 
 from __future__ import annotations
 
