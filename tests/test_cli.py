@@ -612,12 +612,18 @@ def test_progress_is_shown_on_a_terminal_only(project: Project) -> None:
     assert b"entities" in shown
 
 
+#: Sorted; a new command is added here and in the documentation.
+COMMANDS = "acl backfill bulk-load doctor explain forget iam-policy incremental lookup plan push quarantine rebuild release serve setup status verify"
+
+
 def test_help_is_complete(project: Project) -> None:
     result = cli(project, "--help")
 
     assert result.exit_code == 0
-    for command in ("incremental", "backfill", "rebuild", "plan", "status", "lookup", "doctor", "setup", "iam-policy"):
-        assert command in result.output
+    for command in COMMANDS.split():
+        assert re.search(rf"^\W+{command}\s", result.output, flags=re.MULTILINE), command
+    shown = [(one.name or one.callback.__name__).replace("_", "-") for one in app.registered_commands if one.callback]
+    assert sorted([*shown, "quarantine"]) == COMMANDS.split()
 
 
 # --- setup, and what DynamoDB alone has ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from materialize.cli.options import DEFAULT_CONFIG, ConfigDir
+from materialize.cli.options import DEFAULT_CONFIG, ConfigDir, seconds
 from materialize.cli.show import talk
 from materialize.errors import ConfigError
 
@@ -25,9 +25,13 @@ def serve(
     max_in_flight: Annotated[int, typer.Option(min=1, help="Requests at once; others are refused with 503.")] = 64,
     max_connections: Annotated[int, typer.Option(min=2, help="Connections at once, idle ones too.")] = 1_000,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds for one request.")] = 1.0,
+    connect_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for a connection to the store.")] = 0.5,
     read_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one answer of the store.")] = 0.1,
     store_deadline: Annotated[float, typer.Option(min=0.001, help="Seconds for the store, retries included.")] = 0.25,
     replicas: Annotated[bool, typer.Option("--replicas", help="Read from replicas, which may lag behind.")] = False,
+    cache: Annotated[int, typer.Option(min=0, help="Entities that are remembered; 0: none, each read asks.")] = 0,
+    cache_ttl: Annotated[str, typer.Option(metavar="30s", help="For how long, of views without a cache_ttl.")] = "",
+    tracking: Annotated[bool, typer.Option("--tracking", help="Redis and Valkey tell the cache what changes.")] = False,
     open_metrics: Annotated[bool, typer.Option("--open-metrics", help="Tell metrics without a token.")] = False,
     grace: Annotated[int, typer.Option(min=1, help="Seconds for requests under way when told to stop.")] = 10,
 ) -> None:
@@ -46,10 +50,14 @@ def serve(
         str(config),
         store,
         limits,
+        connect=connect_timeout,
         read=read_timeout,
         store_deadline=store_deadline,
         replicas=replicas,
         open_metrics=open_metrics,
+        entries=cache,
+        ttl=seconds(cache_ttl) if cache_ttl else None,
+        tracking=tracking,
     )
     try:
         started = run(settings, Listening(host, port, workers, max_connections, grace))

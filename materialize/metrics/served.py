@@ -9,8 +9,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.process_collector import ProcessCollector
 
+from materialize.metrics.names import METRICS
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+    from materialize.metrics.names import Metric, Point
 
 __all__ = ["Served"]
 
@@ -53,29 +57,70 @@ class Served:
             registry=registry,
             multiprocess_mode="livemax",
         )
-        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._given: dict[str, Counter] = {}
+        self._counted: Callable[[], Iterable[Point]] = tuple
+        self._followed: dict[str, Counter | Gauge] = {}
+        self._told: dict[tuple[str, tuple[str, ...]], float] = {}
+        self.shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        if not self.shared:
             ProcessCollector(registry=registry)
 
+    def follow(self, counted: Callable[[], Iterable[Point]]) -> None:
+        """Tell from now on what *counted* gives, which is asked when somebody looks: counters as totals of this process, and gauges."""
+        self._counted = counted
+
+    def look(self) -> None:
+        """Ask what is followed. `text` does so itself, of the process that it is asked of; the others of its server have to."""
+        for point in self._counted():
+            metric = self._followed.get(point.name) or self._following(METRICS[point.name])
+            told = metric.labels(*point.labels)
+            if isinstance(told, Gauge):
+                told.set(point.value)
+                continue
+            place = (point.name, point.labels)
+            told.inc(point.value - self._told.get(place, 0.0))
+            self._told[place] = point.value
+
+    def _following(self, metric: Metric) -> Counter | Gauge:
+        if metric.kind == "gauge":
+            made: Counter | Gauge = Gauge(
+                metric.prometheus, metric.help, metric.labels, registry=self.registry, multiprocess_mode="livesum"
+            )
+        else:
+            made = Counter(metric.prometheus, metric.help, metric.labels, registry=self.registry)
+        self._followed[metric.name] = made
+        return made
+
     def answered(self, route: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        found = self._answered.get((route, status))
+        if found is None:  # finding them by their labels takes longer than counting
+            found = self._requests.labels(route, str(status)), self._seconds.labels(route)
+            self._answered[route, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def refused(self, reason: str) -> None:
         self._refused.labels(reason).inc()
 
     def values(self, by_status: Mapping[str, int]) -> None:
         for status, count in by_status.items():
-            self._values.labels(status).inc(count)
+            found = self._given.get(status)
+            if found is None:
+                found = self._given[status] = self._values.labels(status)
+            found.inc(count)
 
     def end(self) -> None:
         """The process has nothing under way any more, which the others of its server shall not go on to tell."""
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        self.look()
+        if self.shared:
             mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
+        self.look()
         registry = self.registry
-        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        if self.shared:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

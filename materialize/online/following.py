@@ -43,7 +43,7 @@ def open_follower(config: OnlineStoreConfig, views: Sequence[str], listener: Lis
     if not scheme.startswith(("redis", "unix")):
         raise ConfigError(
             f"online store {config.name!r}: could not follow changes in {config.masked_url}: found the scheme {scheme!r}, expected one of Redis "
-            "or Valkey. Nothing was read. Leave out tracking=True: the ttl bounds how old a cached record is."
+            "or Valkey. Nothing was read. Leave out tracking=True (--tracking): the ttl bounds how old a cached record is."
         )
     from materialize.online.redis.following import RedisFollower  # noqa: PLC0415 - the driver is slow to import
 

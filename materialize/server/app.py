@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 from contextlib import asynccontextmanager
@@ -15,14 +16,15 @@ from starlette.exceptions import HTTPException
 from materialize import __version__
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.metrics.served import Served
-from materialize.online.reading import ReadTerms
 from materialize.server.bodies import FeaturesAnswer, ProblemAnswer, ServiceAnswer, VectorAnswer, ViewsAnswer
+from materialize.server.body_route import BodyRoute
 from materialize.server.error_log import ErrorLog
 from materialize.server.guard import BROKEN, Guard
 from materialize.server.problems import MEDIA_TYPE, Problem, problem
 from materialize.server.routes import ARROW, UNREACHABLE, Routes
 from materialize.server.settings import Settings, Tokens, tokens_of
 from materialize.serving import AsyncOnlineFeatures
+from materialize.serving.caching import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,9 +36,12 @@ __all__ = ["create", "from_environment"]
 
 REFUSED = "The online store refused, or holds what this server cannot decode. The server's log says more."
 DESCRIPTION = "Feature vectors of entities, from the online store. Every error is a problem of RFC 9457."
+#: Seconds after which the other processes of a server can tell what one counted.
+LOOK = 1.0
+NOT_JSON = "The body is not JSON in UTF-8."
 #: What a route that reads may answer besides its result; and what each may that has no body.
 PROBLEMS = {
-    400: "The body is not JSON.",
+    400: NOT_JSON,
     401: "No token, or an unknown one.",
     404: "There is no such view or service.",
     408: "The body came too slowly.",
@@ -53,8 +58,7 @@ PLAIN = (401, 500, 503)
 def from_environment() -> Guard:
     """The application of one process, by `Settings.to_environment` of the process that started it."""
     settings = Settings.from_environment()
-    terms = ReadTerms(settings.connect, settings.read, settings.store_deadline, settings.replicas)
-    features = AsyncOnlineFeatures.connect(settings.config, settings.store, terms=terms)
+    features = AsyncOnlineFeatures.connect(settings.config, settings.store, terms=settings.terms, cache=settings.cache)
     return create(features, settings, tokens_of(os.environ))
 
 
@@ -66,11 +70,15 @@ def create(features: AsyncOnlineFeatures, settings: Settings, tokens: Tokens) ->
         # What is loaded by now stays to the end: looking through it for garbage takes some 100 ms, in which nobody is answered.
         gc.collect()
         gc.freeze()
+        looking = asyncio.create_task(_look(metrics))
         yield
+        looking.cancel()
         await features.close()
         metrics.end()
 
     metrics, errors = Served(), ErrorLog()
+    if (cache := features.cache) is not None:
+        metrics.follow(lambda: counted(cache, settings.store))
     # The pages that show the schema to people load scripts from another host, therefore there are none.
     app = FastAPI(
         title="materialize serve",
@@ -93,6 +101,13 @@ def create(features: AsyncOnlineFeatures, settings: Settings, tokens: Tokens) ->
     )
 
 
+async def _look(metrics: Served) -> None:
+    """Have the processes of one server tell of themselves, whichever of them is asked."""
+    while metrics.shared:
+        metrics.look()
+        await asyncio.sleep(LOOK)
+
+
 def _add_routes(app: FastAPI, routes: Routes) -> None:
     arrow = {"content": {ARROW: {"schema": {"type": "string", "format": "binary"}}}}
     plain = {"content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -109,7 +124,14 @@ def _add_routes(app: FastAPI, routes: Routes) -> None:
         told: dict[int | str, dict[str, Any]] = {
             status: {"description": PROBLEMS[status], "model": ProblemAnswer} for status in problems
         }
-        app.add_api_route(path, endpoint, methods=[method], responses={200: answer, **told}, response_model=None)
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            responses={200: answer, **told},
+            response_model=None,
+            route_class_override=BodyRoute if method == "POST" else None,
+        )
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]
 
 
@@ -162,7 +184,7 @@ async def _unfit(_: Request, error: Any) -> Response:
     """What does not fit in a body, by field; never what was found there."""
     found = error.errors()
     if any(one["type"] == "json_invalid" for one in found):
-        return problem(400, "The body is not JSON.")
+        return problem(400, NOT_JSON)
     told = [{"field": _field(one["loc"]), "message": one["msg"]} for one in found[:20]]
     return problem(422, f"{len(found)} field(s) of the request do not fit; see errors.", errors=told)
 

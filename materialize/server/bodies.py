@@ -1,8 +1,9 @@
 """The JSON that requests and answers are made of, as OpenAPI describes it. Requests are checked by it; answers are written by `answers`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 __all__ = [
     "FeaturesAnswer",
@@ -13,6 +14,7 @@ __all__ = [
     "ServiceRequest",
     "VectorAnswer",
     "ViewsAnswer",
+    "parsed",
 ]
 
 #: Lookups in one request, which share a round trip.
@@ -48,6 +50,18 @@ class FeaturesRequest(Request):
 
 class ServiceRequest(Request):
     entities: Annotated[list[Entity], Field(description="Of each set of entities the join keys of all views.")]
+
+
+Model = TypeVar("Model", bound=Request)
+
+
+def parsed(model: type[Model], content: bytes) -> Model:
+    """*content*, which is JSON, as a *model*. Raises RequestValidationError, without what was found."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+    raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found])
 
 
 Status = Literal["present", "null", "missing", "expired", "default"]

@@ -63,10 +63,11 @@ class Routes:
         if as_arrow:
             return self._answer(await answers.arrow(batches[0], counts), ARROW, counts)
         results = [
-            f'{{"view":{answers.written(lookup.view)},"vectors":[{",".join(await answers.vectors(batch, counts))}]}}'
+            b'{"view":%b,"vectors":[%b]}'
+            % (answers.written(lookup.view), b",".join(await answers.vectors(batch, counts)))
             for lookup, batch in zip(lookups, batches, strict=True)
         ]
-        return self._answer(f'{{"results":[{",".join(results)}]}}', JSON, counts)
+        return self._answer(b'{"results":[%b]}' % b",".join(results), JSON, counts)
 
     async def entity(self, view: str, entity_key: str, feature_names: Names = None, max_age: Age = None) -> Response:
         """All or some features of one entity. *entity_key*: parts joined by "|"; a "|" in a value is written %7C, in a URL %257C."""
@@ -86,8 +87,8 @@ class Routes:
         counts: Counter[str] = Counter()
         if ARROW in request.headers.get("accept", ""):
             return self._answer(await answers.arrow(batch, counts), ARROW, counts)
-        vectors = ",".join(await answers.service_vectors(batch, counts))
-        return self._answer(f'{{"service":{answers.written(name)},"vectors":[{vectors}]}}', JSON, counts)
+        vectors = b",".join(await answers.service_vectors(batch, counts))
+        return self._answer(b'{"service":%b,"vectors":[%b]}' % (answers.written(name), vectors), JSON, counts)
 
     async def views(self) -> Response:
         """What can be asked for: views with their features, types and join keys, and feature services."""
@@ -140,7 +141,7 @@ class Routes:
                 f"found {entities:,} entities, expected at most {self.limits.entities:,} in a request. Ask in parts.",
             )
 
-    def _answer(self, content: str | bytes, media_type: str, counts: Counter[str]) -> Response:
+    def _answer(self, content: bytes, media_type: str, counts: Counter[str]) -> Response:
         self.metrics.values(counts)
         return Response(content, media_type=media_type)
 
@@ -156,7 +157,5 @@ def asked() -> Iterator[None]:
         yield
     except ConfigError as error:
         raise Problem(404, str(error)) from None
-    except UnicodeEncodeError:  # its message and its arguments hold the text
-        raise Problem(422, "found half of a surrogate pair in a text, expected what UTF-8 can hold") from None
     except ValueError as error:
         raise Problem(422, str(error)) from None

@@ -16,8 +16,10 @@ from uvicorn.supervisors import Multiprocess
 from materialize.config import known, load
 from materialize.errors import ConfigError
 from materialize.server.settings import check_address, tokens_of
+from materialize.serving.caching import cache_of
 
 if TYPE_CHECKING:
+    from materialize.config import Config
     from materialize.server.settings import Settings
 
 __all__ = ["Listening", "run"]
@@ -48,6 +50,7 @@ def run(settings: Settings, listening: Listening) -> bool:
         raise ConfigError(
             f"could not serve the online store {settings.store!r}: found no feature view in it, expected one at least."
         )
+    _check_cache(settings, config)
     settings.to_environment()
     with ExitStack() as stack:
         if listening.workers > 1:
@@ -55,6 +58,18 @@ def run(settings: Settings, listening: Listening) -> bool:
                 tempfile.TemporaryDirectory(prefix="materialize-serve-")
             )
         return _serve(_config(listening))
+
+
+def _check_cache(settings: Settings, config: Config) -> None:
+    """Raises ConfigError for a cache that could not be right, or would never hold anything."""
+    if settings.cache is None:
+        return
+    views = [view for view in config.feature_views.values() if settings.store in view.online_stores]
+    if not cache_of(settings.cache, views, config.online_store(settings.store), settings.terms).lifetimes:
+        raise ConfigError(
+            f"could not cache what the online store {settings.store!r} has: found no feature view with cache_ttl that is not realtime, expected one, or "
+            "--cache-ttl, such as --cache-ttl 30s."
+        )
 
 
 def _serve(config: uvicorn.Config) -> bool:

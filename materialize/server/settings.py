@@ -8,10 +8,13 @@ import ipaddress
 import json
 import os
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from materialize.errors import ConfigError
+from materialize.online.reading import ReadTerms
+from materialize.serving import CacheSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +44,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``config``: the folder. ``connect``, ``read``, ``store_deadline``: seconds, of `materialize.serving.ReadTerms`."""
+    """``config``: the folder. ``connect``, ``read``, ``store_deadline``: seconds, of `materialize.serving.ReadTerms`.
+
+    ``entries``: of the cache, 0: there is none. ``ttl``: seconds, of `materialize.serving.CacheSettings`, as ``tracking`` is.
+    """
 
     config: str
     store: str = "default"
@@ -51,6 +57,25 @@ class Settings:
     store_deadline: float = 0.25
     replicas: bool = False
     open_metrics: bool = False
+    entries: int = 0
+    ttl: float | None = None
+    tracking: bool = False
+
+    @property
+    def terms(self) -> ReadTerms:
+        return ReadTerms(self.connect, self.read, self.store_deadline, self.replicas)
+
+    @property
+    def cache(self) -> CacheSettings | None:
+        """Raises ConfigError for terms of a cache that there is not."""
+        if self.entries:
+            ttl = None if self.ttl is None else timedelta(seconds=self.ttl)
+            return CacheSettings(self.entries, ttl, tracking=self.tracking)
+        if self.ttl is not None or self.tracking:
+            raise ConfigError(
+                "could not cache: found --cache-ttl or --tracking without --cache, expected how many entities are remembered, such as --cache 100000."
+            )
+        return None
 
     def to_environment(self) -> None:
         """Hand the settings to processes that this one starts."""

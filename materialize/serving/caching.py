@@ -11,28 +11,37 @@ from materialize.online.following import open_follower
 from materialize.serving.cache import RecordCache
 
 if TYPE_CHECKING:
-    from materialize.model import OnlineStoreConfig
+    from collections.abc import Iterable
+
+    from materialize.model import FeatureView, OnlineStoreConfig
     from materialize.online.reading import ReadTerms
     from materialize.serving.cache import CacheSettings
     from materialize.serving.core import Core
 
-__all__ = ["open_cache"]
+__all__ = ["cache_of", "counted", "open_cache"]
 
 
 def open_cache(settings: CacheSettings, core: Core, store: OnlineStoreConfig, terms: ReadTerms) -> RecordCache:
     """The cache of a reader of *store*. It waits for nothing. Raises ConfigError where the store does not tell what changes."""
-    views = [schemas.view for schemas in core.schemas.values()]
+    cache = cache_of(settings, [schemas.view for schemas in core.schemas.values()], store, terms)
+    cache.helpers.append(Regularly(lambda: counted(cache, store.name)))
+    for helper in cache.helpers:
+        helper.begin()
+    return cache
+
+
+def cache_of(
+    settings: CacheSettings, views: Iterable[FeatureView], store: OnlineStoreConfig, terms: ReadTerms
+) -> RecordCache:
+    """The same before anything works for it. Raises ConfigError where the store does not tell what changes."""
     cache = RecordCache(views, settings, deadline=terms.deadline)
     if settings.tracking and cache.lifetimes:
         if terms.replicas:
             raise ConfigError(
                 f"online store {store.name!r}: could not follow changes in {store.masked_url}: found reads from replicas, expected none. A replica "
-                "may give what its primary has already changed. Leave out tracking=True, or replicas=True."
+                "may give what its primary has already changed. Leave out tracking=True (--tracking), or replicas=True (--replicas)."
             )
         cache.helpers.append(open_follower(store, list(cache.lifetimes), cache))
-    cache.helpers.append(Regularly(lambda: counted(cache, store.name)))
-    for helper in cache.helpers:
-        helper.begin()
     return cache
 
 
