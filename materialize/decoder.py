@@ -126,7 +126,7 @@ class Decoder:
         size = position + sum(slots[index] for index in self.variable) if self.variable else position
         if len(record) != size:
             raise _damaged(len(record), str(size))
-        if not (nulls or self.converters):
+        if not (nulls or self.converters or self.variable):
             return slots
         values: list[Any] = list(slots)
         for index in self.variable:

@@ -22,7 +22,7 @@ from materialize.online.reading import AsyncReader
 from materialize.order import stamp
 from materialize.server.app import create
 from materialize.server.settings import Limits, Settings, Tokens
-from materialize.serving import AsyncOnlineFeatures
+from materialize.serving import AsyncOnlineFeatures, ReadTerms
 from materialize.serving.core import Core
 from materialize.testing import FOREVER
 from tests import servers
@@ -166,12 +166,13 @@ class HttpProject:
         reader: AsyncReader | None = None,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         tokens: Sequence[str] = (),
+        terms: ReadTerms = PATIENT,
         **settings: Any,
     ) -> AsyncIterator[tuple[httpx.AsyncClient, Guard]]:
         """A client of the application, over the real store or *reader*."""
         config = load(self.project.config)
         if reader is None:
-            features = AsyncOnlineFeatures.connect(self.project.config, terms=PATIENT)
+            features = AsyncOnlineFeatures.connect(self.project.config, terms=terms)
         else:
             features = AsyncOnlineFeatures(Core.of(config, "default", reader.location), reader)
         app = create(features, Settings(str(self.project.config), limits=limits, **settings), Tokens(tokens))

@@ -16,7 +16,7 @@ import pytest
 from materialize.errors import ConfigError, OnlineStoreError, UnavailableError
 from materialize.server.error_log import ErrorLog, Seldom
 from materialize.server.settings import Limits, Tokens, check_address, tokens_of
-from materialize.serving import OnlineFeatures
+from materialize.serving import OnlineFeatures, ReadTerms
 from tests.http_load import Question, flood, request
 from tests.http_project import EVENT, TOKEN, TYPES, GatedReader, HttpProject, lookup, told
 from tests.stepping import PATIENT
@@ -389,7 +389,7 @@ def test_a_server_without_its_store_lives_and_is_not_ready(tmp_path: Path, caplo
         paths = ("/healthz", "/readyz", "/v1/features/spending/keymark", "/v1/features/spending/keymark")
         return [await client.get(path) for path in paths]
 
-    alive, ready, first, second = project.run(asked)
+    alive, ready, first, second = project.run(asked, terms=ReadTerms())
 
     assert [one.status_code for one in (alive, ready, first, second)] == [200, 503, 503, 503]
     assert first.headers["retry-after"] == "1"

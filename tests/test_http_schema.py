@@ -29,7 +29,7 @@ AS_SCHEMA = [checks.status_code_conformance, checks.content_type_conformance, ch
 @pytest.fixture(scope="module")
 def api(valkey_server: servers.Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     project = HttpProject(tmp_path_factory.mktemp("http"), valkey_server.url)
-    with project.serving() as served:
+    with project.serving("--deadline", "20", "--store-deadline", "10", "--read-timeout", "10") as served:
         yield schemathesis.openapi.from_url(f"http://127.0.0.1:{served.port}/openapi.json", headers=AUTHORIZED)
         good = [line for line in served.get("/metrics").text.splitlines() if 'status="200"' in line]
         assert all(any(route in line for line in good) for route in ("/v1/features", "/v1/services", "/{entity_key}"))

@@ -89,7 +89,7 @@ def test_only_new_entities_count(table: Table, limited: servers.Server) -> None:
     fill(table, 0, ROWS)
     with RedisStore(limited.url) as store:
         incremental(table, store)
-        free(limited, 400_000)  # connections need some too
+        free(limited, 500_000)  # connections need some too
         table.append(*(row(f"user{number}", number + 1, 0.5, country=f"{number:020}") for number in range(ROWS)))
 
         report = incremental(table, store, "all known")

@@ -78,9 +78,9 @@ def stats(features: OnlineFeatures) -> Any:
 
 
 def reads(server: servers.Server) -> int:
-    """MGETs that the server was asked since it began."""
+    """Reads that the server was asked for since it began."""
     found = server.client.info("commandstats")
-    return int(found["cmdstat_mget"]["calls"]) if "cmdstat_mget" in found else 0
+    return sum(int(found.get(f"cmdstat_{name}", {"calls": 0})["calls"]) for name in ("get", "mget"))
 
 
 def listening(server: servers.Server) -> list[str]:
