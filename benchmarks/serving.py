@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ import servers
 from figures import environment
 from lake import VIEW
 
-from materialize.serving import OnlineFeatures
+from materialize.serving import CacheSettings, OnlineFeatures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -185,7 +186,7 @@ def ours(work: Path, arguments: argparse.Namespace, entities: int, *, loaded: bo
         taken = (server.memory()["used"] - before) / entities
         with (
             OnlineFeatures.connect(folder) as features,
-            OnlineFeatures.connect(folder) as cached,
+            OnlineFeatures.connect(folder, cache=CacheSettings(ttl=timedelta(hours=1))) as cached,
         ):
             check(features, server, entities)
             reads = kinds(features, cached, server, entities)
