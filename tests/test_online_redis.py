@@ -575,3 +575,15 @@ def test_a_scan_does_not_go_on_after_the_server_restarted(kind: str) -> None:
             for _ in scan:
                 pass
         assert len(content(store)) == len(rows)
+
+
+def test_a_store_that_outlives_many_runs_has_a_probe_for_each(server: servers.Server) -> None:
+    """A pool of the driver's makes a hundred connections at most, and one that is not given back counts for ever."""
+    with RedisStore(server.url) as store:
+        for _ in range(150):
+            probe = store.open_probe("view")
+            probe.close()
+
+        assert store.read("view", [b"a"]) == [None]
+        assert store.read_cell("view", "watermark") is None
+        assert store.compare_and_set_cell("view", "watermark", None, b"{}")
