@@ -90,6 +90,18 @@ class EncodedBatch:
     tombstone: bool = False
     fields: Mapping[str, pa.BinaryArray] = field(default_factory=dict)
 
+    def take(self, rows: npt.NDArray[np.int64]) -> EncodedBatch:
+        """The rows of these numbers, in their order."""
+        return EncodedBatch(
+            keys=self.keys.take(rows),
+            values=self.values.take(rows),
+            event_us=self.event_us[rows],
+            created_us=self.created_us[rows],
+            version=self.version[rows],
+            tombstone=self.tombstone,
+            fields={name: texts.take(rows) for name, texts in self.fields.items()},
+        )
+
 
 class OnlineStore(ABC):
     """A serving store. Safe to use from several threads; opening one does not touch the network.

@@ -15,7 +15,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from botocore.exceptions import ClientError
 
 from materialize import order
@@ -141,7 +140,7 @@ class Load:
     ) -> None:
         self.view, self.table, self.keys, self.rule, self.retention = view, table, keys, rule, retention
         self.shuffled = np.random.default_rng().permutation(len(batch.keys))
-        self.batch = _taken(batch, self.shuffled)
+        self.batch = batch.take(self.shuffled)
         self.columns = columns(self.batch, view, retention)
         self.units = -(-item_bytes(self.batch) // UNIT_BYTES)
         self.left = len(batch.keys)
@@ -323,16 +322,3 @@ class Load:
     def key(self, row: int) -> str:
         key: bytes = self.batch.keys[row].as_py()
         return key.decode()
-
-
-def _taken(batch: EncodedBatch, rows: Any) -> EncodedBatch:
-    """The *rows* of a batch, in their order."""
-    chosen = pa.array(rows)
-    return EncodedBatch(
-        keys=batch.keys.take(chosen),
-        values=batch.values.take(chosen),
-        event_us=batch.event_us[rows],
-        created_us=batch.created_us[rows],
-        version=batch.version[rows],
-        tombstone=batch.tombstone,
-    )

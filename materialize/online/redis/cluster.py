@@ -15,9 +15,10 @@ from redis import exceptions as driver
 from materialize.online.redis.answers import Patience, passes, translated
 from materialize.online.redis.evidence import position_of
 from materialize.online.redis.framing import bulk, command, lua, outcomes_of, weigh_script, write_options, write_script
-from materialize.online.redis.hashes import hash_words, part_of, weigh_words
+from materialize.online.redis.hashes import hash_words, weigh_words
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
+from materialize.online.redis.reading import ASKING, NOT_LOCAL, QUICK_ROUNDS, redirect
 from materialize.online.redis.shared import CURSORS, RedisServers, apart, scanned
 from materialize.online.redis.sizing import EXPIRY_MS
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
@@ -43,15 +44,9 @@ __all__ = ["RedisClusterStore"]
 SLOTS_PER_COPY = 128
 #: Keys that may come to a slot between counting and listing them.
 SLACK = 100
-#: Rounds of redirects that are followed without a pause: MOVED may be followed by ASK.
-QUICK_ROUNDS = 2
-#: What a script says when a key is not its server's any more; without a class of the driver's own.
-NOT_LOCAL = "non local key"
 #: Before a script whose keys are of several slots.
 FLAGS = b"#!lua flags=allow-cross-slot-keys\n"
 LAYOUTS: tuple[Layout, ...] = ("vector", "hash")
-#: Before a request to a server that a slot is on its way to.
-ASKING = command(b"ASKING")
 #: Asked after the writes on their own connection: where they ended.
 POSITION = (command(b"INFO", b"server"), command(b"INFO", b"replication"))
 
@@ -116,7 +111,7 @@ class RedisClusterStore(RedisServers):
             calls: dict[Node, list[tuple[npt.NDArray[np.int64], bytes]]] = {}
             for place in np.unique(owners[owners >= 0]):
                 rows = np.flatnonzero(owners == place)
-                columns = _columns(name, part_of(batch, rows), hashed=hashed)
+                columns = _columns(name, batch.take(rows), hashed=hashed)
                 calls[topology.primaries[place]] = [
                     (rows[low:high], columns.undeclared(script, options, low, high)) for low, high in columns.calls()
                 ]
@@ -126,7 +121,7 @@ class RedisClusterStore(RedisServers):
                     if isinstance(reply, bytes):
                         outcomes[rows] = np.frombuffer(reply, dtype=np.uint8)
             if len(left := np.flatnonzero(outcomes == 0)):
-                columns = _columns(name, part_of(batch, left), hashed=hashed)
+                columns = _columns(name, batch.take(left), hashed=hashed)
                 requests = [columns.request(script, options, row, row + 1) for row in range(len(left))]
                 again = self._each(slots[left], requests, patience, write=True)
                 outcomes[left] = np.frombuffer(b"".join(again), dtype=np.uint8)
@@ -184,9 +179,8 @@ class RedisClusterStore(RedisServers):
                             replies[row] = reply
                             continue
                         errors[row] = reply
-                        if isinstance(reply, driver.AskError):  # or the MovedError, which is one
-                            to = (reply.host or node[0], int(reply.port))
-                            redirects[row] = (to, not isinstance(reply, driver.MovedError))
+                        if isinstance(reply, driver.AskError):
+                            redirects[row] = redirect(reply, node)
             pending = sorted(errors)
             self._settle_errors(
                 topology, [errors[row] for row in pending], patience, quick=rounds <= QUICK_ROUNDS, lost=lost

@@ -21,7 +21,7 @@ from redis.sentinel import Sentinel
 
 from materialize.online.redis.address import parse
 from materialize.online.redis.answers import LOST
-from materialize.online.redis.topology import ClusterServers
+from materialize.online.redis.topology import ClusterServers, topology_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,9 +175,7 @@ class RedisFollower:
         return answered
 
     def _check_primaries(self, slots: Any, asked: Node) -> None:
-        hosts = [((host or b"").decode(), int(port)) for _, _, (host, port, *_), *_ in slots]
-        primaries = {(host if host and host != "?" else asked[0], port) for host, port in hosts}
-        if primaries != set(self.connections):
+        if set(topology_of(slots, asked).primaries) != set(self.connections):
             raise driver.ConnectionError("other servers have the slots")
 
     def _pushed(self, message: Any) -> object:

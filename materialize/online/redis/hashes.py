@@ -9,12 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from materialize.online.base import EncodedBatch
 
-__all__ = ["hash_words", "part_of", "weigh_words"]
+__all__ = ["hash_words", "weigh_words"]
 
 
 def hash_words(batch: EncodedBatch) -> tuple[list[pa.BinaryArray], list[bytes]]:
@@ -33,17 +30,3 @@ def weigh_words(batch: EncodedBatch, *, hashed: bool) -> tuple[list[tuple[bytes,
     """The words of each row of a sample as weigh.lua wants them, and those before them."""
     columns, shared = hash_words(batch) if hashed else ([batch.values], [b""])
     return list(zip(*(column.to_pylist() for column in columns), strict=True)), shared
-
-
-def part_of(batch: EncodedBatch, rows: npt.NDArray[np.int64]) -> EncodedBatch:
-    """Some *rows* of *batch*."""
-    chosen = pa.array(rows)
-    return type(batch)(
-        keys=batch.keys.take(chosen),
-        values=batch.values.take(chosen),
-        event_us=batch.event_us[rows],
-        created_us=batch.created_us[rows],
-        version=batch.version[rows],
-        tombstone=batch.tombstone,
-        fields={field: text.take(chosen) for field, text in batch.fields.items()},
-    )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from materialize.online.redis.topology import Node
     from materialize.online.redis.wire import Lane, Wire
 
-__all__ = ["Reading"]
+__all__ = ["ASKING", "NOT_LOCAL", "QUICK_ROUNDS", "Reading", "redirect"]
 
 #: Keys asked for at once: their records wait in the memory of the server.
 KEYS_IN_FLIGHT = 4_000
@@ -228,9 +228,8 @@ class _Search:
                     self.turned += rows
                     continue
                 errors |= dict.fromkeys(rows, reply)
-                if isinstance(reply, driver.AskError):  # or the MovedError, which is one
-                    to = (reply.host or lane.call.node[0], int(reply.port))
-                    self.redirects |= dict.fromkeys(rows, (to, not isinstance(reply, driver.MovedError)))
+                if isinstance(reply, driver.AskError):
+                    self.redirects |= dict.fromkeys(rows, redirect(reply, lane.call.node))
             elif len(rows) == 1:
                 self.found[rows[0]] = reply
             else:
@@ -272,6 +271,11 @@ class _Search:
         if pause is None:
             raise told
         await self.wire.pause(pause)
+
+
+def redirect(error: driver.AskError, asked: Node) -> tuple[Node, bool]:
+    """Where the server *asked* sends us by an AskError, or a MovedError, which is one; and whether with ASKING."""
+    return (error.host or asked[0], int(error.port)), not isinstance(error, driver.MovedError)
 
 
 def _lost(replies: Iterable[Any]) -> bool:
