@@ -155,7 +155,7 @@ class RedisStore(RedisServers):
         patience, replies = Patience(self.address.deadline), b""
         while not replies:
             with self._waiting(subject, patience):
-                self.client.script_load(self._script(view).script)
+                self.client.script_load(self._script(hashed=view in self.hashed).script)
                 with held(self.pool) as connection:
                     replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
                     # Asked on the same connection, so it is the same server that took them.
@@ -164,14 +164,15 @@ class RedisStore(RedisServers):
 
     def _requests(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Iterator[bytes]:
         """One RESP request per script call."""
-        words, shared = hash_words(batch) if view in self.hashed else ([batch.values], [])
+        hashed = view in self.hashed
+        words, shared = hash_words(batch) if hashed else ([batch.values], [])
         keys = framed(batch.keys, before=f"{self.prefix}:{view}:{{".encode(), after=b"}")
         columns = Columns(*keys, *framed(*words), len(words), shared)
-        script, options = bulk(self._script(view).sha.encode()), write_options(mode, retention)
+        script, options = bulk(self._script(hashed=hashed).sha.encode()), write_options(mode, retention)
         return (columns.request(script, options, low, high) for low, high in list(columns.calls()))
 
-    def _script(self, view: str) -> Any:
-        return self.hash_script if view in self.hashed else self.write_script
+    def _script(self, *, hashed: bool) -> Any:
+        return self.hash_script if hashed else self.write_script
 
     def _pipeline(self, connection: Connection, requests: Iterator[bytes]) -> bytes:
         """Send all requests with bounded bytes in flight, one by one while the brake is on, and read every reply, in order."""
