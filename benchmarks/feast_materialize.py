@@ -16,10 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from servers import KINDS, Server, running_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FEAST = "0.67.0"
 #: Entities per write, `materialization.online_write_batch_size`; Feast advises 10,000 to 50,000 for Redis.
@@ -83,24 +87,42 @@ def measure(server: Server, sizes: dict[str, int], *, reads: int = 0, skip_dedup
 
     With *reads*, ``waits`` are the seconds of each of so many reads of one entity, and of a twentieth as many of a hundred.
     """
+    with prepared(server, sizes) as work:
+        return materialized(server, sizes, work, reads=reads, skip_dedup=skip_dedup)
+
+
+@contextmanager
+def prepared(server: Server, sizes: dict[str, int]) -> Iterator[Path]:
+    """A folder with a generated file and its feature view registered, for any number of `materialized`."""
     with tempfile.TemporaryDirectory(prefix="bench-feast-") as folder:
         work = Path(folder)
-        pull_latest = "true" if sizes["rows_per_entity"] > 1 else "false"
-        settings = SETTINGS.format(
-            work=work,
-            port=server.port,
-            pull_latest=pull_latest,
-            batch=WRITE_BATCH,
-            skip_dedup=str(skip_dedup).lower(),
-        )
-        (work / "feature_store.yaml").write_text(settings)
+        write_settings(work, server, sizes, skip_dedup=False)
         run_stage("source", work, sizes)
         run_stage("apply", work, sizes)
-        memory = server.memory()
-        figures = run_stage("materialize", work, sizes)
-        bytes_per_entity = {name: (used - memory[name]) / sizes["entities"] for name, used in server.memory().items()}
-        check = run_stage("verify", work, sizes)
-        waits = run_stage("read", work, {**sizes, "reads": reads}) if reads else {}
+        yield work
+
+
+def write_settings(work: Path, server: Server, sizes: dict[str, int], *, skip_dedup: bool) -> None:
+    settings = SETTINGS.format(
+        work=work,
+        port=server.port,
+        pull_latest="true" if sizes["rows_per_entity"] > 1 else "false",
+        batch=WRITE_BATCH,
+        skip_dedup=str(skip_dedup).lower(),
+    )
+    (work / "feature_store.yaml").write_text(settings)
+
+
+def materialized(
+    server: Server, sizes: dict[str, int], work: Path, *, reads: int = 0, skip_dedup: bool = False
+) -> dict[str, Any]:
+    """What `measure` says, from a folder that is `prepared`."""
+    write_settings(work, server, sizes, skip_dedup=skip_dedup)
+    memory = server.memory()
+    figures = run_stage("materialize", work, sizes)
+    bytes_per_entity = {name: (used - memory[name]) / sizes["entities"] for name, used in server.memory().items()}
+    check = run_stage("verify", work, sizes)
+    waits = run_stage("read", work, {**sizes, "reads": reads}) if reads else {}
     if check["wrong"]:
         raise SystemExit(f"Feast: {check['wrong']} of {check['checked']} sampled entities are missing or wrong")
     return {"feast": FEAST, **sizes, **figures, **check, "bytes_per_entity": bytes_per_entity, "waits": waits}

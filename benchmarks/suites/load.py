@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -332,27 +332,30 @@ def check_textbook(point: Point, table: Lake, server: servers.Server) -> None:
 def measure_feast(point: Point) -> Iterator[Sample | Missing]:
     """Feast's materialize into an empty server in both modes, once: it takes long."""
     sizes = {"entities": point.feast, "rows_per_entity": point.rows_per_entity, "features": point.features}
-    for what, skip in ((SAFE, False), (UNSAFE, True)):
-        try:
-            with servers.running_server(point.store) as server:
-                done = feast_materialize.measure(server, sizes, skip_dedup=skip)
-        except (OSError, subprocess.CalledProcessError) as error:
-            yield Missing(f"{point.case}: {what}", f"Feast's environment could not be made: {error}")
-            return
-        progress(f"  {what}, {point.feast:,} entities: {done['seconds']:.2f} s")
-        yield Sample(
-            case=point.case,
-            what=what,
-            round=1,
-            rows=point.feast,
-            seconds=done["seconds"],
-            limit=EMPTY,
-            ours=FIRST,
-            cpu_seconds=done["cpu_seconds"],
-            peak_bytes=done["peak_bytes"],
-            note=carried(point.feast, point.entities),
-            more={"bytes_per_entity": done["bytes_per_entity"]["dataset"]},
-        )
+    try:
+        feast_materialize.feast_python()
+    except (OSError, subprocess.CalledProcessError) as error:
+        yield Missing(f"{point.case}: Feast", f"its environment could not be made: {error}")
+        return
+    with ExitStack() as stack:
+        servers_of = {what: stack.enter_context(servers.running_server(point.store)) for what in (SAFE, UNSAFE)}
+        work = stack.enter_context(feast_materialize.prepared(servers_of[SAFE], sizes))
+        for what, server in servers_of.items():
+            done = feast_materialize.materialized(server, sizes, work, skip_dedup=what == UNSAFE)
+            progress(f"  {what}, {point.feast:,} entities: {done['seconds']:.2f} s")
+            yield Sample(
+                case=point.case,
+                what=what,
+                round=1,
+                rows=point.feast,
+                seconds=done["seconds"],
+                limit=EMPTY,
+                ours=FIRST,
+                cpu_seconds=done["cpu_seconds"],
+                peak_bytes=done["peak_bytes"],
+                note=carried(point.feast, point.entities),
+                more={"bytes_per_entity": done["bytes_per_entity"]["dataset"]},
+            )
 
 
 # --- sqlite and DynamoDB Local -----------------------------------------------------------------------------------------
