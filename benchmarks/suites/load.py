@@ -65,9 +65,15 @@ class Point:
     def stored_bytes(self) -> int:
         return self.entities * (8 * self.features + BESIDE)
 
+    def sizes(self, setting: Setting) -> dict[str, int | str]:
+        """Of its table."""
+        sizes = {"entities": self.entities, "rows_per_entity": self.rows_per_entity, "features": self.features}
+        return {**sizes, "kind": self.kind, "seed": setting.seed}
+
     def lake(self, setting: Setting, *, most: int | None = None) -> Lake:
-        sizes = {"entities": min(self.entities, most or self.entities), "rows_per_entity": self.rows_per_entity}
-        return lake.generated(setting.work, **sizes, features=self.features, kind=self.kind, seed=setting.seed)
+        """Its table, or one of the same shape with at most *most* entities."""
+        sizes = self.sizes(setting) | {"entities": min(self.entities, most or self.entities)}
+        return lake.generated(setting.work, **sizes)
 
 
 POINTS = {
@@ -76,11 +82,11 @@ POINTS = {
         Point("sqlite", 1_000, 10, "mixed", rounds=1),
     ),
     "bench": (
+        Point("redis", 1_000_000, rounds=2, feast=20_000),  # first, because it says most
         *(Point(store, 10_000, kind=kind) for store in ("redis", "sqlite") for kind in ("float64", "mixed")),
         *(Point(store, 100_000, kind=kind, rounds=2) for store in ("redis", "sqlite") for kind in ("float64", "mixed")),
         Point("valkey", 100_000, rounds=2),
         Point("dynamodb", 5_000, rounds=1, feast=2_000, batch_writer=2_000),
-        Point("redis", 1_000_000, rounds=2, feast=20_000),
     ),
     "large": (
         *(
@@ -445,8 +451,11 @@ MEASURES = {"redis": measure_redis, "valkey": measure_redis, "sqlite": measure_s
 
 def lacking(point: Point, setting: Setting) -> str | None:
     """Why the point cannot be measured on this machine."""
-    if point.store == "redis" and shutil.which("redis-server") is None:
-        return "no redis-server on PATH"
+    if point.store in servers.KINDS:
+        try:
+            servers.server_binary(point.store)
+        except SystemExit as missing:
+            return str(missing)
     day = point.entities * point.rows_per_entity * 8 * point.features
     disk = int(2 * day + 2 * point.stored_bytes)  # two days, and the ready bytes twice
     if (free := shutil.disk_usage(setting.work).free) < disk + SPARE:
@@ -465,16 +474,15 @@ def measure(setting: Setting) -> Iterator[Sample | Missing]:
         yield Missing(store, f"not at the size {setting.scale!r}")
     if shutil.which("redis-cli") is None:
         yield Missing("redis-cli --pipe", "no redis-cli on PATH; a writer in Python sends the ready bytes instead")
-    for point in points:
+    for number, point in enumerate(points, 1):
         if why := lacking(point, setting):
             yield Missing(point.case, why)
             continue
         begin = time.monotonic()
         yield from MEASURES[point.store](point, setting)
         progress(f"{point.case}: {time.monotonic() - begin:.0f} s in all")
-        if point.entities > PEER_MOST and not setting.keep:  # the next table may need the room
-            for folder in setting.work.glob(f"lake-{point.entities}-*"):
-                shutil.rmtree(folder)
+        if not setting.keep and all(point.sizes(setting) != later.sizes(setting) for later in points[number:]):
+            shutil.rmtree(point.lake(setting).folder)  # the next table may need the room
 
 
 def headlines(samples: Sequence[Sample]) -> list[tuple[str, str, str]]:
