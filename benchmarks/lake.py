@@ -128,6 +128,8 @@ def generated(work: Path, **sizes: Any) -> Lake:
     """The table of *sizes* in a folder of its own below *work*, made by a process of its own when it is not there; with its first day only."""
     table = Lake(folder=work.resolve() / "-".join(["lake", *map(str, sizes.values())]), **sizes)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in table.sizes.items()]
+    if not table.done:
+        print(f"  making {table.folder.name}", file=sys.stderr, flush=True)
     script = Path(__file__).with_name("generate_lake.py")
     subprocess.run([sys.executable, str(script), str(table.folder), *options], check=True)
     hide_second_day(table)

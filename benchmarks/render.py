@@ -52,7 +52,7 @@ def times(value: float) -> str:
 def short(value: float) -> str:
     """Seconds with three digits that say something."""
     if value >= 100:
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3g}"
 
 
