@@ -126,7 +126,7 @@ class Suite:
 def measured(command: Sequence[str | Path], *, environ: dict[str, str] | None = None, nice: int = 0) -> Measured:
     """Run *command* and measure exactly this child. Raises WrongResult when it fails.
 
-    A child's peak memory on Linux starts with its parent's at the fork: who measures memory imports nothing large.
+    A child's peak memory on Linux starts with the most that its parent ever had: who measures memory imports and reads nothing large.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as talk:
         begin = time.perf_counter()

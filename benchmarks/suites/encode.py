@@ -101,7 +101,7 @@ SUITE = Suite(
 float64 columns into rows, without headers, nulls and strings; the limit of decoding is `struct.unpack` of the fixed part to tuples, without nulls,
 strings and names, and of a matrix numpy that joins the records and looks at them. MB are of records. Before anything is timed all records must hold the rows, by a decoder of its own.""",
     columns=("rows", "seconds", "rate", "megabytes", "cpu", "of_limit", "ours"),
-    seconds={"tiny": 240, "bench": 90, "large": 1200},
+    seconds={"tiny": 240, "bench": 120, "large": 1200},
     measure=measure,
     headlines=headlines,
     plots=plots,

@@ -149,7 +149,7 @@ One process reads entities by chance, each kind of read in turn, a hundred at a 
 `OnlineFeatures` to dicts and to a matrix. Where there are two cores the server has one for itself, and reader and load share the other, the load at
 nice 10. Feast reads as many entities of the same width from a server of its own. Sampled values are compared with the stored bytes first.""",
     columns=("rows", "p50", "p99", "p99.9", "cost", "ours"),
-    seconds={"tiny": 240, "bench": 180, "large": 3600},
+    seconds={"tiny": 240, "bench": 300, "large": 3600},
     measure=measure,
     headlines=headlines,
     plots=plots,

@@ -37,7 +37,7 @@ class Point:
     warm_rounds: int
 
 
-POINTS = {"tiny": Point(2_000, 10, 1, 2), "bench": Point(200_000, 20, 5, 20), "large": Point(1_000_000, 100, 10, 50)}
+POINTS = {"tiny": Point(2_000, 10, 1, 2), "bench": Point(200_000, 20, 4, 20), "large": Point(1_000_000, 100, 10, 50)}
 
 
 def measure(setting: Setting) -> Iterator[Sample | Missing]:
@@ -141,7 +141,7 @@ SUITE = Suite(
 `materialize incremental` from start to exit, imports included, when nothing is new and after a commit of 1,000 rows, beside a Python that only imports
 what such a run needs; and the same in a process that did it before, beside the least that could do it. Reads of the store are paced as they come, by default.""",
     columns=("rows", "seconds", "run_seconds", "cpu", "peak", "cost"),
-    seconds={"tiny": 240, "bench": 120, "large": 600},
+    seconds={"tiny": 240, "bench": 180, "large": 600},
     measure=measure,
     headlines=headlines,
     plots=plots,
