@@ -29,10 +29,10 @@ import figures
 import lake
 import render
 import servers
-from measure import HERE, Missing, Sample, Setting, Suite, WrongResult, progress
+from measure import HERE, Missing, Sample, Setting, Suite, progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 #: In the order in which they run.
 SUITES = ("encode", "small", "latest", "incremental", "reads", "load")
@@ -64,6 +64,8 @@ class Chapter:
     seconds: float
     samples: list[Sample]
     missing: list[Missing]
+    headlines: list[tuple[str, str, str]]
+    plots: list[tuple[str, Callable[[Path], None]]]
 
 
 def suite_named(name: str) -> Suite:
@@ -83,9 +85,10 @@ def run_one(name: str, setting: Setting, results: Path) -> None:
                 kind = "sample" if isinstance(each, Sample) else "missing"
                 file.write(json.dumps({"kind": kind, **asdict(each)}) + "\n")
                 file.flush()
-    except WrongResult as wrong:
+    except (Exception, SystemExit) as error:  # whatever it was, the report says so
+        told = str(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
         with results.open("a") as file:
-            file.write(json.dumps({"kind": "why", "why": in_a_line(str(wrong))}) + "\n")
+            file.write(json.dumps({"kind": "why", "why": in_a_line(told)}) + "\n")
         raise
 
 
@@ -130,7 +133,16 @@ def run_suite(name: str, arguments: argparse.Namespace, work: Path) -> Chapter:
     elif state == "failed":
         why = why or f"exit code {process.returncode}; its error is in the output of the run"
     progress(f"--- {name}: {state} after {seconds:.0f} s{': ' + why if why else ''}")
-    return Chapter(suite, state, why, seconds, samples, missing)
+    try:
+        headlines, plots = suite.headlines(samples), suite.plots(samples) if samples else []
+    except (
+        ArithmeticError,
+        LookupError,
+        ValueError,
+    ) as error:  # of a suite that ended early: what it has must not be lost
+        headlines, plots = [], []
+        state, why = ("failed", f"no headlines and pictures: {error!r}") if state == "done" else (state, why)
+    return Chapter(suite, state, why, seconds, samples, missing, headlines, plots)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -190,13 +202,7 @@ def markdown(setting: dict[str, Any], chapters: Sequence[Chapter], pictures: dic
     lines = [HEAD.format(**setting, minutes=minutes, machine=machine)]
     if setting["busy"]:
         lines += ["**The machine was busy at the start: these figures say little.**", ""]
-    told = [line for chapter in chapters for line in chapter.suite.headlines(chapter.samples)]
-    lines += [
-        "| in one look | measured | to reach |",
-        "|---|---|---|",
-        *(f"| {' | '.join(line)} |" for line in told),
-        "",
-    ]
+    lines += render.in_one_look([line for chapter in chapters for line in chapter.headlines])
     for chapter in chapters:
         lines += chapter_lines(chapter, pictures.get(chapter.suite.name, []))
     return "\n".join(lines).rstrip() + "\n"
@@ -217,12 +223,10 @@ def chapter_lines(chapter: Chapter, pictures: Sequence[tuple[str, str]]) -> list
 
 
 def draw(chapters: Sequence[Chapter], out: Path, scale: str) -> dict[str, list[tuple[str, str]]]:
-    """The pictures of each suite that has samples, as files beside the report."""
+    """The pictures of each suite, as files beside the report."""
     found: dict[str, list[tuple[str, str]]] = {}
     for chapter in chapters:
-        if not chapter.samples:
-            continue
-        for number, (shows, drawn_by) in enumerate(chapter.suite.plots(chapter.samples), 1):
+        for number, (shows, drawn_by) in enumerate(chapter.plots, 1):
             file = f"{scale}-{chapter.suite.name}-{number}.png"
             drawn_by(path=out / file)  # type: ignore[call-arg]
             found.setdefault(chapter.suite.name, []).append((shows, file))
@@ -242,7 +246,7 @@ def write(out: Path, setting: dict[str, Any], chapters: Sequence[Chapter]) -> No
             "state": chapter.state,
             "why": chapter.why,
             "seconds": round(chapter.seconds, 1),
-            "headlines": chapter.suite.headlines(chapter.samples),
+            "headlines": chapter.headlines,
             "missing": [asdict(each) for each in chapter.missing],
             "samples": [asdict(each) for each in chapter.samples],
         }
