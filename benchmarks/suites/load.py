@@ -425,6 +425,7 @@ def measure_dynamodb(point: Point, setting: Setting) -> Iterator[Sample | Missin
         peers["batch_writer"] = ("boto3's batch_writer, an attribute per feature", point.batch_writer)
     if point.feast:
         peers["feast"] = (f"Feast {feast_materialize.FEAST}, write_to_online_store", point.feast)
+    floats = "" if point.kind == "float64" else "float64 only"  # `dynamodb_clients.py` makes no others
     with dynamodb.running(dynamodb.LOCAL) as endpoint:
         for client in ("bare", "batch_writer"):  # its JVM compiles what it runs often
             dynamodb.load(client, endpoint, f"heat_{client}", dynamodb.HEAT, point.features)
@@ -447,7 +448,7 @@ def measure_dynamodb(point: Point, setting: Setting) -> Iterator[Sample | Missin
                 limit=READY_ITEMS,
                 ours=None if client == "bare" else FIRST,
                 cpu_seconds=done.cpu_us * entities / 1e6,
-                note=carried(entities, point.entities),
+                note="; ".join(filter(None, (carried(entities, point.entities), floats))),
             )
 
         for number in range(1, setting.rounds_or(point.rounds) + 1):
@@ -534,9 +535,10 @@ def plots(samples: Sequence[Sample]) -> list[tuple[str, Callable[[Path], None]]]
         if shape != "50 float64" and any("50 float64" in each.case for each in samples):
             continue
         shown = {FIRST: FIRST, GUARDED: GUARDED, EMPTY: "ready bytes", READY_ROWS: "ready rows", TEXTBOOK: "redis-py"}
-        if what in shown and not any(each.note.startswith("measured with") for each in some):
-            for rows in sorted({each.rows for each in some}):
-                of_size = [each for each in some if each.rows == rows]
+        own = [each for each in some if not each.note.startswith("measured with")]
+        if what in shown:
+            for rows in sorted({each.rows for each in own}):
+                of_size = [each for each in own if each.rows == rows]
                 name = f"{store}, {shown[what]}"
                 speed.setdefault(name, []).append((rows, statistics.median(each.rate for each in of_size)))
                 peaks = [each.peak_bytes for each in of_size if each.peak_bytes]
