@@ -66,7 +66,7 @@ def values(rng: np.random.Generator, kind: str, rows: int) -> pl.Series:
         made = pl.Series(rng.integers(0, 2, rows, dtype=np.int8)).cast(pl.Boolean)
     elif plain == "timestamp":
         made = pl.Series(rng.integers(0, 2 * 10**15, rows)).cast(pl.Datetime("us", "UTC"))
-    else:  # words of a vocabulary, 6 to 22 bytes of UTF-8
+    else:  # words of a vocabulary, 11 to 26 bytes of UTF-8
         words = pl.Series([f"größe-{'x' * (number % 16)}{number:03d}" for number in range(1_000)])
         made = words[rng.integers(0, len(words), rows)]
     if kind == plain:
