@@ -54,8 +54,6 @@ def every_command(
 
 def main() -> None:
     """Run the command line; the console script ``materialize``."""
-    # Looking for plugins of pydantic reads the metadata of every installed package, and there is nothing here for them to do.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         app(prog_name="materialize")
     except Stopped as stopped:
