@@ -78,6 +78,12 @@ def dynamodb_local() -> Iterator[dynamodb.DynamoDbLocal]:
         yield local
 
 
+@pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.server) for kind in servers.KINDS])
+def fresh_server(request: pytest.FixtureRequest) -> Iterator[servers.Server]:
+    """A server of each kind that nobody has used: its memory is what the test puts there."""
+    yield from _server(request.param)
+
+
 @pytest.fixture
 def server(any_server: servers.Server) -> servers.Server:
     """An empty server of each kind."""

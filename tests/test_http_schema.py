@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from tests import servers
 
-pytestmark = pytest.mark.server
+#: In one process: what all of them asked is looked at in the end.
+pytestmark = [pytest.mark.server, pytest.mark.xdist_group("http_schema")]
 
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 #: The same requests in every run; a slow machine is no finding.

@@ -26,6 +26,12 @@ ROWS = 3_000
 
 
 @pytest.fixture
+def server(fresh_server: servers.Server) -> servers.Server:
+    """A server of each kind whose memory nobody else has touched."""
+    return fresh_server
+
+
+@pytest.fixture
 def limited(server: servers.Server) -> Iterator[servers.Server]:
     """A server that a test may give less memory; without a limit again after it."""
     server.client.config_set("maxmemory-policy", "noeviction")

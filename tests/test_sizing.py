@@ -23,19 +23,19 @@ from materialize.online.redis.acl import PLACEHOLDER, acl_line
 from materialize.online.redis.sizing import table_bytes
 from materialize.online.sqlite import SqliteStore
 from materialize.sizing import Ask, SizingReport, rule_of_thumb, size
-from tests import dynamodb_local as dynamodb
+from tests import dynamodb_local as dynamodb, servers
 from tests.projects import PAST, Project
 from tests.stepping import run
 from tests.tables import NOW, T0, UTC_TIME, Table, row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from materialize.model import Layout
     from materialize.online.base import EncodedBatch, OnlineStore
     from materialize.online.demand import Demand
-    from tests import cluster as clusters, servers
+    from tests import cluster as clusters
 
 LAYOUTS: tuple[Layout, ...] = ("vector", "hash")
 MANY = 20_000
@@ -108,6 +108,16 @@ def laid_out(table: Table, store: OnlineStore, layout: Layout) -> None:
 
 def sized(table: Table, store: OnlineStore, **asked: Any) -> SizingReport:
     return size(table.view, store, "default", Ask(**asked), now=NOW)
+
+
+@pytest.fixture
+def server(server: servers.Server) -> Iterator[servers.Server]:
+    """A server of each kind; of Redis one of the test's own, because it gives back what others left while memory is weighed."""
+    if server.kind != "redis":
+        yield server
+        return
+    with servers.running("redis") as own:
+        yield own
 
 
 def settled_memory(server: servers.Server) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SEED = 1
 #: What a store does for people and before the first run of a view, and not in a run's protocol.
-BESIDE = {"bulk", "close", "describe", "estimate", "read_views", "record_bytes", "setup", "size"}
+BESIDE = {"bulk", "close", "describe", "estimate", "prepare", "read_views", "record_bytes", "setup", "size"}
 VIEW = "spending"
 
 

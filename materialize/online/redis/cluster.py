@@ -18,7 +18,7 @@ from materialize.online.redis.framing import bulk, command, lua, outcomes_of, we
 from materialize.online.redis.hashes import hash_words, part_of, weigh_words
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
-from materialize.online.redis.shared import CURSORS, RedisServers, scanned
+from materialize.online.redis.shared import CURSORS, RedisServers, apart, scanned
 from materialize.online.redis.sizing import EXPIRY_MS
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
 from materialize.online.redis.store import Columns, framed
@@ -330,7 +330,7 @@ class RedisClusterStore(RedisServers):
         def opened() -> list[Probe]:
             with translated("measure the reads of", self.address):
                 clients = self._clients()
-                pools = {node: client.connection_pool.make_connection() for node, client in clients.items()}
+                pools = {node: apart(client.connection_pool) for node, client in clients.items()}
                 return [
                     RedisProbe(connection, self._settle_cell(view, node), self.address)
                     for node, connection in pools.items()

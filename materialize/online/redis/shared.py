@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from materialize.online.demand import Demand
     from materialize.online.reading import ReadTerms
 
-__all__ = ["CURSORS", "RedisServers", "held", "scanned"]
+__all__ = ["CURSORS", "RedisServers", "apart", "held", "scanned"]
 
 Result = TypeVar("Result")
 
@@ -242,6 +242,12 @@ class RedisServers(OnlineStore):
 
     def _cell(self, view: str, name: str) -> bytes:
         return f"{self.prefix}:{view}:{name}".encode()
+
+
+def apart(pool: redis.ConnectionPool) -> Connection:
+    """A connection as *pool* makes them, beside it: one that the pool made would count among its hundred for ever."""
+    connection: Connection = pool.connection_class(**pool.connection_kwargs)
+    return connection
 
 
 @contextmanager

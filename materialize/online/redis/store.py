@@ -27,7 +27,7 @@ from materialize.online.redis.framing import (
 )
 from materialize.online.redis.hashes import hash_words, weigh_words
 from materialize.online.redis.probe import RedisProbe
-from materialize.online.redis.shared import CURSORS, RedisServers, held, scanned
+from materialize.online.redis.shared import CURSORS, RedisServers, apart, held, scanned
 from materialize.online.redis.sizing import EXPIRY_MS, ROWS
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class RedisStore(RedisServers):
         return replies
 
     def open_probe(self, view: str) -> RedisProbe:
-        return RedisProbe(self.pool.make_connection(), self._cell(view, "watermark"), self.address)
+        return RedisProbe(apart(self.pool), self._cell(view, "watermark"), self.address)
 
     def close(self) -> None:
         self.reading.close()
