@@ -20,7 +20,7 @@ ifneq ($(HEALTHY),yes)
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test test-airflow mutants check lock clean venv env
+.PHONY: help demo test test-airflow mutants bench bench-large check lock clean venv env
 
 help:  ## show these targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -55,6 +55,15 @@ test-airflow: $(STAMP)  ## the part of make test that runs a real Airflow: sched
 
 mutants: $(STAMP)  ## plant bugs in copies of the package, one at a time: each must be caught
 	@$(PY) -m tests.mutants
+
+# The report of all suites is docs/benchmarks/; one of chosen suites goes elsewhere.
+BENCH = @$(PY) benchmarks/report.py --out $(if $(SUITES),build/benchmarks --suites $(SUITES),docs/benchmarks)
+
+bench: $(STAMP)  ## how fast this is beside its limits and peers: docs/benchmarks/bench.md, in ten minutes; or SUITES="load reads"
+	$(BENCH) --scale bench
+
+bench-large: $(STAMP)  ## the same up to 5 M entities x 200 features: docs/benchmarks/large.md, in hours
+	$(BENCH) --scale large
 
 check: $(STAMP)  ## lint, format, types and import contracts
 	@$(PY) -m ruff check .

@@ -3,17 +3,22 @@
 A table of one row per entity in 100 files, clustered by entity. Each commit appends, updates, merges or deletes a share of the
 rows, in as few files as hold them (a scattered merge: in five times as many), and is followed by one incremental run; beside them,
 one rebuild of the whole table.
+
+``--commits TABLE`` makes the table there and then commits what each line of the standard input asks for: the report's suite `incremental`
+runs the command line after each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +42,9 @@ MEASURED = [
     ("scattered", 0.01),
 ]
 SCATTERED = 5
-FIRST_EVENT = datetime(2026, 1, 1, tzinfo=timezone.utc)
+#: Rows of a change that `serve` tells, so that they can be looked up.
+SAMPLED = 200
+FIRST_EVENT = datetime(2025, 1, 1, tzinfo=timezone.utc)
 COMMITS = 1_000
 #: The aims: 1 % of the rows in at most this share of the rebuild plus seconds; planning in seconds.
 AIM_SHARE, AIM_SECONDS, AIM_PLANNING = 0.03, 0.3, 1.0
@@ -54,7 +61,7 @@ class Point:
 
 def rows(low: int, high: int, day: int) -> pl.DataFrame:
     """One row per entity of ``[low, high)``, with event times on *day*."""
-    rng, count = np.random.default_rng(low + day), high - low
+    rng, count = np.random.default_rng((low, day + 1)), high - low
     begin = int((FIRST_EVENT + timedelta(days=day)).timestamp()) * 10**6
     events = begin + rng.integers(0, 86_400_000_000, count)
     return pl.DataFrame(
@@ -67,19 +74,36 @@ def rows(low: int, high: int, day: int) -> pl.DataFrame:
 
 
 class Changes:
-    """The kinds of change. Each call commits one to the table, on other entities than the calls before it and in other files."""
+    """The kinds of change. Each call commits one to the table, on other entities than the calls before it and in other files.
 
-    def __init__(self, table: str, entities: int) -> None:
-        self.table, self.entities, self.next = table, entities, 0
+    When all entities had their turn it begins anew. ``source``: the rows that the last call brought, None for one that brought none.
+    """
+
+    def __init__(self, table: str, entities: int, files: int = FILES) -> None:
+        self.table, self.entities, self.files, self.next, self.day = table, entities, files, 0, 1
+        self.source: pl.DataFrame | None = None
+
+    def create(self) -> None:
+        """The first commits: a row of every entity."""
+        bounds = [number * self.entities // self.files for number in range(self.files + 1)]
+        for low, high in pairwise(bounds):
+            write_deltalake(self.table, rows(low, high, day=0), mode="append")
 
     def take(self, share: float) -> tuple[int, int]:
-        low, rows_per_file = self.next, self.entities // FILES
-        high = low + round(self.entities * share)
-        self.next = -(-high // rows_per_file) * rows_per_file
-        return low, high
+        count, rows_per_file = max(1, round(self.entities * share)), max(1, self.entities // self.files)
+        low = self.next if self.next + count <= self.entities else 0
+        self.next = -(-(low + count) // rows_per_file) * rows_per_file
+        self.day += 1
+        self.source = None
+        return low, low + count
 
     def append(self, share: float) -> None:
-        write_deltalake(self.table, rows(*self.take(share), day=2), mode="append")
+        self.source = rows(*self.take(share), day=self.day)
+        write_deltalake(self.table, self.source, mode="append")
+
+    def late(self, share: float) -> None:
+        """Rows that are older than what every run before brought: all of them lose."""
+        write_deltalake(self.table, rows(*self.take(share), day=-1), mode="append")
 
     def update(self, share: float) -> None:
         low, high = self.take(share)
@@ -91,12 +115,13 @@ class Changes:
         DeltaTable(self.table).delete(predicate=f"user_id >= {low} and user_id < {high}")
 
     def merge(self, share: float) -> None:
-        self._merge(rows(*self.take(share), day=2))
+        self._merge(rows(*self.take(share), day=self.day))
 
     def scattered(self, share: float) -> None:
-        self._merge(rows(*self.take(share * SCATTERED), day=2).gather_every(SCATTERED))
+        self._merge(rows(*self.take(share * SCATTERED), day=self.day).gather_every(SCATTERED))
 
     def _merge(self, source: pl.DataFrame) -> None:
+        self.source = source
         low, high = source["user_id"][0], source["user_id"][-1]
         matched = f"t.user_id = s.user_id and t.user_id >= {low} and t.user_id <= {high}"
         merge = DeltaTable(self.table).merge(source, matched, source_alias="s", target_alias="t")
@@ -116,13 +141,10 @@ def timed_run(view: FeatureView, store: OnlineStore, expected: int | None = None
 
 def measure(view: FeatureView, store: OnlineStore, entities: int, repeats: int) -> tuple[float, list[Point]]:
     """The seconds of the rebuild, and the median run of every kind and share."""
-    for file in range(FILES):
-        write_deltalake(
-            view.source, rows(file * entities // FILES, (file + 1) * entities // FILES, day=0), mode="append"
-        )
+    changes, points = Changes(view.source, entities), []
+    changes.create()
     rebuild = timed_run(view, store, entities)
     print(f"rebuild: {rebuild:.2f} s", file=sys.stderr)
-    changes, points = Changes(view.source, entities), []
     for kind, share in MEASURED:
         seconds = []
         for _ in range(repeats):
@@ -149,6 +171,26 @@ def planning(view: FeatureView, store: OnlineStore, repeats: int) -> float:
     return statistics.median(seconds)
 
 
+def serve(table: str, entities: int, files: int) -> None:
+    """Make the table, then commit what each line of the standard input says, as ``{"kind": ..., "share": ...}``.
+
+    Answers each with a line: the ``version``, and of some of the rows that it brought ``[key, event_us, values]``.
+    """
+    changes = Changes(table, entities, files)
+    changes.create()
+    print(json.dumps({"version": DeltaTable(table).version(), "sample": []}), flush=True)
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        getattr(changes, wanted["kind"])(wanted["share"])
+        sample = []
+        if changes.source is not None:
+            some = changes.source.sample(min(SAMPLED, changes.source.height), seed=0)
+            times = some["event_timestamp"].to_physical()
+            values = some.select(FEATURES).iter_rows()
+            sample = [list(each) for each in zip(some["user_id"].cast(pl.String), times, values, strict=True)]
+        print(json.dumps({"version": DeltaTable(table).version(), "sample": sample}), flush=True)
+
+
 def plot(path: Path, rebuild: float, points: list[Point]) -> None:
     """Seconds over the share of rows changed, a line for each kind."""
     from matplotlib import pyplot as plt
@@ -172,7 +214,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--server", choices=servers.KINDS, default="redis")
     parser.add_argument("--plot", type=Path, help="draw the figure to this file")
+    parser.add_argument("--commits", metavar="TABLE", help="make it there, and commit what the standard input asks for")
+    parser.add_argument("--files", type=int, default=FILES, help="of the table, with --commits")
     arguments = parser.parse_args()
+    if arguments.commits:
+        serve(arguments.commits, arguments.entities, arguments.files)
+        return
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, servers.running_server(arguments.server) as server:
         setting = environment(server.name)
         kinds = dict.fromkeys(FEATURES, FeatureType("float64"))

@@ -29,7 +29,8 @@ import boto3
 import dynamodb_clients as clients
 import feast_materialize
 import numpy as np
-from figures import count, environment, spread, where
+from figures import environment, where
+from render import count, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

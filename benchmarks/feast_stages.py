@@ -18,8 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
-from feast.types import Float64, Int64
 
 VIEW = "user_features"
 DAY = datetime(2025, 3, 1, tzinfo=timezone.utc)
@@ -54,6 +52,9 @@ def source(settings: argparse.Namespace) -> dict[str, Any]:
 
 def apply(settings: argparse.Namespace) -> dict[str, Any]:
     """Register the entity, the file source and the feature view."""
+    from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
+    from feast.types import Float64, Int64
+
     user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.INT64)
     file = FileSource(
         name="source",
@@ -71,6 +72,8 @@ def apply(settings: argparse.Namespace) -> dict[str, Any]:
 
 def materialize(settings: argparse.Namespace) -> dict[str, Any]:
     """Time ``FeatureStore.materialize`` alone: imports and the opening of the registry are a gift to Feast."""
+    from feast import FeatureStore
+
     store = FeatureStore(repo_path=str(settings.work))
     store.list_feature_views()
     cpu = time.process_time()
@@ -87,6 +90,8 @@ def materialize(settings: argparse.Namespace) -> dict[str, Any]:
 
 def verify(settings: argparse.Namespace) -> dict[str, Any]:
     """Compare every feature of sampled entities with the latest row of the source."""
+    from feast import FeatureStore
+
     store = FeatureStore(repo_path=str(settings.work))
     sample = np.random.default_rng(1).permutation(settings.entities)[:SAMPLED]
     table = pq.read_table(settings.work / "source.parquet")
@@ -107,6 +112,8 @@ def verify(settings: argparse.Namespace) -> dict[str, Any]:
 
 def read(settings: argparse.Namespace) -> dict[str, Any]:
     """Time reads of all features of one entity, and of a hundred, by the SDK in this process: every wait in seconds."""
+    from feast import FeatureStore
+
     store = FeatureStore(repo_path=str(settings.work))
     features = [f"{VIEW}:{name}" for name in feature_names(settings)]
     rng = np.random.default_rng(2)

@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import shutil
-import struct
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from deltalake import write_deltalake
-from lake import DAY, FIRST_DAY, FIRST_DAY_VERSION, HOURS, SEED, Lake
+from lake import DAY, FIRST_DAY, FIRST_DAY_VERSION, HOURS, KINDS, NULL_SHARE, SEED, Lake
 
 #: Entities whose online bytes are compared with the table.
 SAMPLED = 1_000
@@ -26,7 +25,7 @@ SAMPLED = 1_000
 
 def generate(lake: Lake) -> None:
     """Write the table and the expected values; the same sizes give the same rows."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(lake.seed)
     for day in range(2):
         # Each row gets an hour of the day by chance, each entity exactly rows_per_entity rows.
         hour_of_row = rng.integers(0, HOURS, (lake.entities, lake.rows_per_entity), dtype=np.int8)
@@ -41,7 +40,7 @@ def generate(lake: Lake) -> None:
                     "user_id": rng.permutation(user_id),
                     "event_timestamp": pl.Series(event_us).cast(pl.Datetime("us", "UTC")),
                     "created_timestamp": pl.Series(created_us).cast(pl.Datetime("us", "UTC")),
-                    **{name: rng.standard_normal(user_id.size) for name in lake.feature_names},
+                    **{name: values(rng, kind, user_id.size) for name, kind in lake.feature_kinds.items()},
                     "event_date": pl.Series([begin.date()]).new_from_index(0, user_id.size),
                     "event_hour": pl.Series([hour], dtype=pl.Int32).new_from_index(0, user_id.size),
                 },
@@ -56,9 +55,28 @@ def generate(lake: Lake) -> None:
     (lake.folder / "done.json").write_text(json.dumps(lake.sizes))
 
 
+def values(rng: np.random.Generator, kind: str, rows: int) -> pl.Series:
+    """*rows* values of *kind*, as `lake.KINDS` writes it."""
+    plain = kind.rstrip("?")
+    if plain == "float64":
+        made = pl.Series(rng.standard_normal(rows))
+    elif plain == "int64":
+        made = pl.Series(rng.integers(-(2**62), 2**62, rows))
+    elif plain == "bool":
+        made = pl.Series(rng.integers(0, 2, rows, dtype=np.int8)).cast(pl.Boolean)
+    elif plain == "timestamp":
+        made = pl.Series(rng.integers(0, 2 * 10**15, rows)).cast(pl.Datetime("us", "UTC"))
+    else:  # words of a vocabulary, 11 to 26 bytes of UTF-8
+        words = pl.Series([f"größe-{'x' * (number % 16)}{number:03d}" for number in range(1_000)])
+        made = words[rng.integers(0, len(words), rows)]
+    if kind == plain:
+        return made
+    return pl.select(pl.when(pl.Series(rng.random(rows) >= NULL_SHARE)).then(made)).to_series()
+
+
 def write_expected(lake: Lake, day: int) -> None:
     """Pick the latest row of sampled entities out of the data files with polars alone, without the product."""
-    sample = sorted(random.Random(SEED).sample(range(lake.entities), min(SAMPLED, lake.entities)))
+    sample = sorted(random.Random(lake.seed).sample(range(lake.entities), min(SAMPLED, lake.entities)))
     dates = [(FIRST_DAY + past * DAY).date().isoformat() for past in range(day + 1)]
     rows = pl.concat(
         [
@@ -73,12 +91,13 @@ def write_expected(lake: Lake, day: int) -> None:
 
 
 def expected_record(row: dict[str, Any], feature_names: list[str]) -> dict[str, object]:
-    """One row as JSON values; the features packed by struct, in the view's order."""
+    """One row as JSON values, which keep every bit of these; the features in the view's order, times in microseconds."""
+    found = [row[name] for name in feature_names]
     return {
         "key": str(row["user_id"]),
         "event_us": microseconds(row["event_timestamp"]),
         "created_us": microseconds(row["created_timestamp"]),
-        "features": struct.pack(f"<{len(feature_names)}d", *(row[name] for name in feature_names)).hex(),
+        "features": [microseconds(value) if isinstance(value, datetime) else value for value in found],
     }
 
 
@@ -94,6 +113,8 @@ def main() -> None:
     parser.add_argument("--entities", type=int, default=20_000)
     parser.add_argument("--rows-per-entity", type=int, default=3)
     parser.add_argument("--features", type=int, default=50)
+    parser.add_argument("--kind", choices=KINDS, default="float64")
+    parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     lake = Lake(**vars(arguments))
     if lake.done:

@@ -170,10 +170,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         work = arguments.work or Path(made)
         sizes = {"entities": arguments.entities, "rows_per_entity": 1, "features": arguments.features}
-        table = lake.Lake(folder=work.resolve() / "-".join(["lake", *map(str, sizes.values())]), **sizes)
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
-        subprocess.run([sys.executable, str(HERE / "generate_lake.py"), str(table.folder), *options], check=True)
-        lake.hide_second_day(table)
+        table = lake.generated(work, **sizes)
         where = "a core of its own for the server, the load at nice 10" if alone else "all on the same cores"
         print(f"{arguments.entities:,} entities x {arguments.features} float64, seed {lake.SEED}, {where}.")
         print(f"{', '.join(f'{name} {value}' for name, value in setting.items())}.\n")

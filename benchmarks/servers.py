@@ -6,9 +6,11 @@ import importlib.util
 import os
 import random
 import re
+import resource
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,7 +24,15 @@ import redis
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["PipeLoad", "Server", "pipe_load", "running_server", "server_binary", "write_ready_bytes"]
+__all__ = [
+    "PipeLoad",
+    "Server",
+    "pipe_load",
+    "running_server",
+    "server_binary",
+    "write_ready_bytes",
+    "write_ready_bytes_apart",
+]
 
 KINDS = ("redis", "valkey")
 #: Keys asked for in one SCAN and read in one MGET while the ready bytes are written.
@@ -140,18 +150,25 @@ def write_ready_bytes(server: Server, pattern: str, path: Path, *, seed: int) ->
     return len(keys)
 
 
+def write_ready_bytes_apart(server: Server, pattern: str, path: Path, *, seed: int) -> int:
+    """`write_ready_bytes` in a process of its own, so that the memory that it takes is not this one's, and so its later children's."""
+    command = [sys.executable, __file__, str(server.port), pattern, str(path), str(seed)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @dataclass(frozen=True, slots=True)
 class PipeLoad:
-    """One blind load of ready bytes: which writer sent them, how long it took until the last reply."""
+    """One blind load of ready bytes: which writer sent them, how long it took until the last reply, and the writer's CPU."""
 
     writer: str
     seconds: float
+    cpu_seconds: float
 
 
 def pipe_load(server: Server, path: Path, commands: int) -> PipeLoad:
     """Send the ready bytes in *path* as fast as the server takes them and wait for every reply."""
     redis_cli = shutil.which("redis-cli")
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), cpu_seconds()
     if redis_cli is None:
         writer = "raw socket in Python (no redis-cli)"
         replies, errors = send_with_socket(server.port, path, commands)
@@ -165,7 +182,13 @@ def pipe_load(server: Server, path: Path, commands: int) -> PipeLoad:
     seconds = time.perf_counter() - begin
     if (replies, errors) != (commands, 0):
         raise SystemExit(f"{writer}: found {replies} replies with {errors} errors, expected {commands} without")
-    return PipeLoad(writer=writer, seconds=seconds)
+    return PipeLoad(writer=writer, seconds=seconds, cpu_seconds=cpu_seconds() - used)
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of its children that have ended."""
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in both)
 
 
 def send_with_socket(port: int, path: Path, commands: int) -> tuple[int, int]:
@@ -187,3 +210,9 @@ def send_with_socket(port: int, path: Path, commands: int) -> tuple[int, int]:
             errors += block.count(b"-")
         sender.join()
     return replies, errors
+
+
+if __name__ == "__main__":
+    port, wanted, file, chance = sys.argv[1:]
+    with redis.Redis(port=int(port)) as opened:
+        print(write_ready_bytes(Server(int(port), opened), wanted, Path(file), seed=int(chance)))

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,16 @@ BATCH = 100
 #: Reads of one kind in a row, before the next kind's turn.
 TURN = 100
 QUANTILES = (0.5, 0.99, 0.999)
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Seconds of each read by its kind; what an entity takes in the server, key and all; the report of the load that went on meanwhile."""
+
+    waits: dict[str, list[float]]
+    server: str
+    bytes_per_entity: float
+    load: dict[str, Any] | None = None
 
 
 def materialize(command: str, folder: Path) -> subprocess.Popen[str]:
@@ -121,23 +132,25 @@ def check(features: OnlineFeatures, server: Server, entities: int) -> None:
 
 
 @contextmanager
-def loading(folder: Path) -> Iterator[Callable[[], bool]]:
-    """Rebuild the view again and again; gives whether the load still goes on."""
-    process = materialize("rebuild", folder)
+def loading(folder: Path) -> Iterator[tuple[Callable[[], bool], dict[str, Any]]]:
+    """Rebuild the view; gives whether the load still goes on, and its report, which is there afterwards."""
+    process, report = materialize("rebuild", folder), {}
     try:
-        yield lambda: process.poll() is None
-        report = finished(process)
-        print(
-            f"\nThe load wrote {report['written']:,} entities in {report['seconds']:.1f} s, held back {report['held_back']:.1f} s.\n"
-        )
+        yield lambda: process.poll() is None, report
+        report.update(finished(process))
     finally:
         process.terminate()
 
 
+def quantiles(waits: list[float]) -> list[float]:
+    """`QUANTILES` of *waits*, in milliseconds."""
+    ordered = sorted(waits)
+    return [1e3 * ordered[min(len(ordered) - 1, int(q * len(ordered)))] for q in QUANTILES]
+
+
 def row(name: str, waits: list[float], beside: list[float] | None) -> str:
-    waits = sorted(waits)
-    told = [1e3 * waits[min(len(waits) - 1, int(q * len(waits)))] for q in QUANTILES]
-    ratio = "" if beside is None else f"{told[0] / (1e3 * sorted(beside)[len(beside) // 2]):.2f}"
+    told = quantiles(waits)
+    ratio = "" if beside is None else f"{told[0] / quantiles(beside)[0]:.2f}"
     return f"| {name} | {len(waits):,} | {' | '.join(f'{value:.3f}' for value in told)} | {ratio} |"
 
 
@@ -162,20 +175,10 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def generated(work: Path, entities: int, features: int) -> lake.Lake:
-    sizes = {"entities": entities, "rows_per_entity": 1, "features": features}
-    table = lake.Lake(folder=work.resolve() / "-".join(["lake", *map(str, sizes.values())]), **sizes)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in sizes.items()]
-    subprocess.run([sys.executable, str(HERE / "generate_lake.py"), str(table.folder), *options], check=True)
-    lake.hide_second_day(table)
-    return table
-
-
-def ours(work: Path, arguments: argparse.Namespace, entities: int, *, loaded: bool) -> dict[str, list[float]]:
-    """Load a view of *entities* and time reads of it; *loaded*: while a paced rebuild writes all of it again."""
-    table = generated(work, entities, arguments.features)
+def ours(table: lake.Lake, kind: str, reads: int, *, loaded: bool) -> Reads:
+    """Load the view and time *reads* of it of each kind; *loaded*: while a paced rebuild writes all of it again, as many as that takes."""
     with (
-        servers.running_server(arguments.server) as server,
+        servers.running_server(kind) as server,
         tempfile.TemporaryDirectory(prefix="bench-config-") as made,
     ):
         servers.apart(server)
@@ -183,21 +186,19 @@ def ours(work: Path, arguments: argparse.Namespace, entities: int, *, loaded: bo
         table.write_config(folder, server.url)
         before = server.memory()["used"]
         finished(materialize("incremental", folder))
-        taken = (server.memory()["used"] - before) / entities
+        taken = (server.memory()["used"] - before) / table.entities
         with (
             OnlineFeatures.connect(folder) as features,
             OnlineFeatures.connect(folder, cache=CacheSettings(ttl=timedelta(hours=1))) as cached,
         ):
-            check(features, server, entities)
-            reads = kinds(features, cached, server, entities)
-            timed(reads, TURN)
+            check(features, server, table.entities)
+            chosen = kinds(features, cached, server, table.entities)
+            timed(chosen, TURN)
             if not loaded:
-                print(
-                    f"{server.name}: {taken:.0f} bytes per entity, {taken / arguments.features:.2f} per feature, key and all.\n"
-                )
-                return timed(reads, arguments.reads)
-            with loading(folder) as going:
-                return timed(reads, sys.maxsize, going)
+                return Reads(timed(chosen, reads), server.name, taken)
+            with loading(folder) as (going, report):
+                waits = timed(chosen, sys.maxsize, going)
+            return Reads(waits, server.name, taken, report)
 
 
 def main() -> None:
@@ -209,9 +210,22 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="bench-") as made:
         work = arguments.work or Path(made)
-        quiet = ours(work, arguments, arguments.entities, loaded=False)
+        sizes = {"rows_per_entity": 1, "features": arguments.features}
+        tables = [
+            lake.generated(work, entities=count, **sizes) for count in (arguments.entities, arguments.load_entities)
+        ]
+        found = ours(tables[0], arguments.server, arguments.reads, loaded=False)
+        taken, quiet = found.bytes_per_entity, found.waits
+        print(
+            f"{found.server}: {taken:.0f} bytes per entity, {taken / arguments.features:.2f} per feature, key and all.\n"
+        )
         print("\n".join(table_of(quiet)), flush=True)
-        print("\n".join(table_of(ours(work, arguments, arguments.load_entities, loaded=True))), flush=True)
+        found = ours(tables[1], arguments.server, arguments.reads, loaded=True)
+        load = found.load or {}
+        print(
+            f"\nA load wrote {load['written']:,} entities in {load['seconds']:.1f} s, held back {load['held_back']:.1f} s.\n"
+        )
+        print("\n".join(table_of(found.waits)), flush=True)
     if arguments.feast:
         sizes = {"entities": arguments.entities // 10, "rows_per_entity": 1, "features": arguments.features}
         with servers.running_server(arguments.server) as server:

@@ -317,6 +317,7 @@ class RunReport:
     reason: str = ""  # why the run took the path it took
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
     probe: dict[str, dict[str, float]] = field(default_factory=dict)  # what reads took: materialize.pacing.Pacer
+    timings: dict[str, float] = field(default_factory=dict)  # seconds by stage: materialize.timings
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

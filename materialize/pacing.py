@@ -10,10 +10,10 @@ import logging
 import math
 import threading
 import time
+from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from materialize import metrics
 from materialize.errors import OnlineStoreError, UnavailableError
@@ -61,7 +61,7 @@ class Histogram:
     """Latencies by size, in constant memory. A read longer than the pause between two reads counts as all that it kept away."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(PER_OCTAVE * OCTAVES, dtype=np.int64)
+        self.counts = [0] * (PER_OCTAVE * OCTAVES)
         self.reads = 0
 
     def add(self, latency: float) -> None:
@@ -72,8 +72,8 @@ class Histogram:
 
     def quantile_ms(self, share: float) -> float:
         """The latency that *share* of the reads did not exceed, milliseconds, at most 4.4 % too high."""
-        total = int(self.counts.sum())
-        bucket = int(np.searchsorted(np.cumsum(self.counts), math.ceil(share * total)))
+        sums = list(accumulate(self.counts))
+        bucket = bisect_left(sums, math.ceil(share * sums[-1]))
         return round(math.pow(2.0, (bucket + 1) / PER_OCTAVE) / 1e3, 3)
 
     def summary(self) -> dict[str, float]:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from materialize import codec, latest, readback, watermark
+from materialize.ahead import ahead
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.guard import check_quarantined
 from materialize.key_column import entity_keys
@@ -34,7 +34,7 @@ from materialize.offline import (
 from materialize.online.base import HEADER
 from materialize.order import NO_FLOOR, WRITTEN, stamp
 from materialize.pacing import Pacer
-from materialize.piece_report import PieceReport
+from materialize.piece_report import PieceReport, no_progress
 from materialize.plan import cut
 from materialize.refused import erased
 from materialize.removal import remove
@@ -58,10 +58,6 @@ log = logging.getLogger(__name__)
 
 #: Bytes of records per write call: large enough to hide a round trip, small enough to overlap encoding with sending.
 BATCH_BYTES = 4 * 2**20
-
-
-def no_progress(_entities: int) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +134,13 @@ def write_piece(
     work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
     with Pacer(store, view.name) as pacer:
+        began = time.monotonic()
         with Writer(store, progress, rows=plan.rows // plan.pieces) as writer:
             for keys, part in _batches(work, read(work)):
                 floor = part.call.floor
                 batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
                 writer.submit(batch, part.call.write)
+        written = time.monotonic()
         quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
         for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
             quarantine.keep(work.without_erased(rows))
@@ -156,8 +154,22 @@ def write_piece(
     report.entities = report.stale + report.written + report.unchanged + report.expired
     report.held_back, report.probe = pacer.held_back, pacer.probe
     report.bytes, report.seconds = writer.nbytes, time.monotonic() - started
+    _tell_time(report, writer, loop=written - began)
     log.info("wrote piece view=%s store=%s piece=%s/%s %s", view.name, plan.store, piece + 1, plan.pieces, report)
     return report
+
+
+def _tell_time(report: PieceReport, writer: Writer, *, loop: float) -> None:
+    """Where the seconds of *report* went. *loop*: those from the first block to the end of the last write, in the thread that encodes."""
+    read, waited = report.timings.get("read", 0.0), report.timings.get("wait_read", 0.0)
+    report.timings |= {"read": read - report.timings.get("winners", 0.0)}
+    report.timings |= {
+        "encode": loop - waited - writer.waited,
+        "wait_store": writer.waited,
+        "rest": report.seconds - loop,
+    }
+    # Two clocks: a call that never waits may seem to have had a core for longer than it took.
+    report.timings |= {"send": writer.work, "server": max(writer.seconds - writer.work, 0.0)}
 
 
 class Snapshot:
@@ -236,7 +248,7 @@ def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
 
 def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series, _Block]]:
     """The rows of *blocks* in parts of bounded bytes, each with its entity keys, and with the versions that its records carry."""
-    for block in _ahead(blocks):
+    for block in ahead(blocks, work.report.spent):
         rows = block.features.height
         size = max(1, BATCH_BYTES * rows // (int(block.features.estimated_size()) + HEADER.size * rows + 1))
         for low in range(0, rows, size):
@@ -246,18 +258,6 @@ def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series
                 entity_keys(part, work.view.join_keys),
                 _Block(stamped, block.features.slice(low, size), block.call),
             )
-
-
-def _ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
-    """The same blocks, each read while the one before it is encoded and sent. Whoever leaves early does not wait for the read."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="materialize-read")
-    try:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 # --- what a piece reads ------------------------------------------------------------------------------------------------
@@ -315,6 +315,7 @@ def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block
     Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
     """
     table, view, report = work.table, work.view, work.report
+    began = time.monotonic()
     valid, refused = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
     report.rows_read += rows.frame.height
     work.refuse(rows, refused)
@@ -322,6 +323,7 @@ def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block
     report.event_us = max((moment for moment in moments if moment is not None), default=None)
     fresh, rejected = _unexpired(work, latest.newest(valid, view.join_keys)), [valid.clear()]
     sent = [valid.clear()]
+    report.spent("winners", time.monotonic() - began)
     for first, features in read_features(table, rows, fresh["position"]):
         order = fresh.slice(first, features.height)
         bad = _unstorable(work, rows, order, features)

@@ -1,11 +1,15 @@
-"""What one piece of a run did, as JSON from the task that wrote it to the one that commits."""
+"""What one piece of a run did, as JSON from the task that wrote it to the one that commits; and who watches it being written."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["PieceReport"]
+__all__ = ["PieceReport", "no_progress"]
+
+
+def no_progress(_entities: int) -> None:
+    """Nobody watches."""
 
 
 @dataclass(slots=True)
@@ -14,7 +18,7 @@ class PieceReport:
 
     ``event_us``: greatest event time read. ``positions``: where the piece's writes ended (`OnlineStore.positions`). ``lost``: rows
     of a small sample of those written that were not there when they were read back. ``held_back`` (seconds) and ``probe``: as
-    `materialize.pacing.Pacer` has them.
+    `materialize.pacing.Pacer` has them. ``timings``: seconds by stage (`materialize.timings`).
     """
 
     rows_read: int = 0
@@ -33,6 +37,11 @@ class PieceReport:
     quarantine_reasons: dict[str, int] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     lost: int = 0
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def spent(self, stage: str, seconds: float) -> None:
+        """Add to the time of a stage."""
+        self.timings[stage] = self.timings.get(stage, 0.0) + seconds
 
     def quarantine(self, reasons: dict[str, int]) -> None:
         """Count rows that cannot be stored."""

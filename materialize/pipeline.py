@@ -13,27 +13,25 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from materialize import decoder, metrics, watermark
+from materialize import metrics, timings, watermark
 from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded, StoreChangedError
 from materialize.evidence import facts_to_json
 from materialize.guard import check_quarantined, check_source
-from materialize.latest import ENGINE
 from materialize.lease import Terms, held_by
-from materialize.model import COUNTERS, RunReport, Watermark, to_us
+from materialize.model import Watermark, to_us
 from materialize.offline import changes_since, live_rows, live_rows_after, open_table, total_rows
-from materialize.order import ERASED, GENERATION, stamp
-from materialize.pacing import merged
-from materialize.piece import no_progress, write_piece
-from materialize.piece_report import PieceReport
+from materialize.on_demand import engine, highest_version, piece_writer, sweep, write_piece
+from materialize.order import GENERATION, stamp
+from materialize.piece_report import PieceReport, no_progress
 from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
-from materialize.removal import sweep
 from materialize.retry import with_retry
+from materialize.run_report import greatest, summed
 from materialize.store_check import after_writes, before_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from materialize.model import FeatureView, Interval, Mode
+    from materialize.model import FeatureView, Interval, Mode, RunReport
     from materialize.offline import Change, OfflineTable
     from materialize.online.base import OnlineStore
 
@@ -79,7 +77,7 @@ def incremental(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """
     with _begun(view, store, run, "incremental") as (held, plan):
         pieces = [
-            write_piece(view, store, plan, piece, now=held.now(), progress=held.progress)
+            piece_writer()(view, store, plan, piece, now=held.now(), progress=held.progress)
             for piece in range(plan.pieces)
         ]
         return commit(view, store, plan, pieces, now=held.now())
@@ -91,7 +89,7 @@ def backfill(view: FeatureView, store: OnlineStore, run: Run, interval: Interval
     made = make_plan(view, store, mode="backfill", interval=interval, force=run.force, **names)
     plan = begin(view, store, made, now=run.now())
     pieces = [
-        write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
+        piece_writer()(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
     ]
     return commit(view, store, plan, pieces, now=run.now())
 
@@ -100,7 +98,7 @@ def rebuild(view: FeatureView, store: OnlineStore, run: Run) -> RunReport:
     """Replace everything online by the snapshot at the table's head, whatever the store holds, and remove what it does not."""
     with _begun(view, store, run, "rebuild") as (held, plan):
         pieces = [
-            write_piece(view, store, plan, piece, now=held.now(), progress=held.progress)
+            piece_writer()(view, store, plan, piece, now=held.now(), progress=held.progress)
             for piece in range(plan.pieces)
         ]
         return commit(view, store, plan, pieces, now=held.now())
@@ -133,12 +131,13 @@ def bulk_load(view: FeatureView, store: OnlineStore, run: Run, location: str) ->
             )
         plan = begin(view, files, plan, now=run.now())
         for piece in range(plan.pieces):
-            write_piece(view, files, plan, piece, now=run.now())
+            piece_writer()(view, files, plan, piece, now=run.now())
         told = files.load()
     # The table that holds the lease may be made by the load itself, so it is held from here on.
     with held_by(run, store, view.name, "bulk_load") as run:  # noqa: PLR1704 - nothing below uses the other one
         pieces = [
-            write_piece(view, store, plan, piece, now=run.now(), progress=run.progress) for piece in range(plan.pieces)
+            piece_writer()(view, store, plan, piece, now=run.now(), progress=run.progress)
+            for piece in range(plan.pieces)
         ]
         return replace(commit(view, store, plan, pieces, now=run.now()), reason=f"{plan.reason}; {told}")
 
@@ -163,6 +162,7 @@ def make_plan(
     Raises RebuildNeeded when an incremental run cannot be exact and the view does not say ``on_rebuild_needed: auto``,
     OfflineStoreError when the table cannot be read, or has lost so many rows that it looks like a mistake (`materialize.guard`).
     """
+    started = time.monotonic()
     # Before the table is pinned: a run that stands still in between must not claim, with its older table, the watermark of a successor.
     text = with_retry(partial(watermark.read_text, store, view.name))
     table = open_table(view)
@@ -178,6 +178,7 @@ def make_plan(
     live = None
     if mode != "backfill":
         live = live_rows(files) if path.snapshot or found is None else live_rows_after(table, found.rows, changes)
+    pieces = piece_count(rows, items=items)
     plan = Plan(
         view=view.name,
         store=store_name,
@@ -188,10 +189,10 @@ def make_plan(
         to_version=table.version,
         generation=path.generation,
         snapshot=path.snapshot,
-        pieces=piece_count(rows, items=items),
+        pieces=pieces,
         rows=rows,
         reason=path.reason,
-        engine=ENGINE,
+        engine=engine() if pieces else "",
         interval=interval,
         fenced=_fenced(found, table) if path.snapshot else None,
         watermark=text,
@@ -199,7 +200,7 @@ def make_plan(
         force=force,
     )
     check_source(view, store, found, plan, rows=live)
-    return plan
+    return replace(plan, seconds=time.monotonic() - started)
 
 
 def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | None = None) -> Plan:
@@ -209,13 +210,18 @@ def begin(view: FeatureView, store: OnlineStore, plan: Plan, *, now: datetime | 
     After it, an older run of the view can write (harmlessly) but no longer move the watermark past a snapshot run. A crash
     leaves the watermark without a version: the next incremental run does the snapshot.
     """
-    moment = now or datetime.now(timezone.utc)
+    started = time.monotonic()
+    begun = _begin(view, store, plan, now or datetime.now(timezone.utc))
+    return replace(begun, seconds=plan.seconds + time.monotonic() - started)
+
+
+def _begin(view: FeatureView, store: OnlineStore, plan: Plan, moment: datetime) -> Plan:
     plan = before_writes(view, store, plan, Run(plan.store, plan.run_id, lambda: moment, lease=None))
     schema_id = with_retry(partial(watermark.register_schema, store, view)) if plan.pieces else 0
     if not plan.snapshot:
         return replace(plan, schema_id=schema_id, positions=plan.positions | store.positions())
     # Without a watermark the store should be empty. Records there were left by an unknown past, so ours must win.
-    highest = None if plan.watermark else _highest_version(view, store)
+    highest = None if plan.watermark else highest_version(view, store)
     generation = plan.generation if highest is None else highest // GENERATION + 1
     before = None if plan.watermark is None else Watermark.from_json(plan.watermark)
     claim = Watermark(
@@ -253,7 +259,7 @@ def commit(
     names = {"store_name": plan.store, "run_id": plan.run_id}
     made = make_plan(view, store, mode=plan.mode, interval=plan.interval, force=plan.force, **names)
     fresh = begin(view, store, made, now=now)
-    again = [write_piece(view, store, fresh, piece, now=now) for piece in range(fresh.pieces)]
+    again = [piece_writer()(view, store, fresh, piece, now=now) for piece in range(fresh.pieces)]
     report = _commit(view, store, fresh, again, now=now)
     # What the first pass wrote and the store kept is unchanged for the second one, and news for readers.
     kept = min(max(sum(piece.written for piece in pieces) - report.written, 0), report.unchanged)
@@ -264,6 +270,7 @@ def commit(
         unchanged=report.unchanged - kept,
         reason=f"{report.reason}; written again, {report.written:,} of {report.entities:,} entities differed, because it {found}",
         seconds=report.seconds + sum(piece.seconds for piece in pieces),
+        timings=timings.summed([report.timings, *(piece.timings for piece in pieces)]),
     )
 
 
@@ -275,7 +282,7 @@ def _commit(
             f"feature view {view.name!r}: could not commit: found {len(pieces)} written pieces, expected {plan.pieces}. Run again."
         )
     started = time.monotonic()
-    report = _summed(plan, pieces)
+    report = summed(plan, pieces)
     check_quarantined(view, plan, report, rows=report.rows_read)
     swept = sweep(view, store, plan, now) if plan.sweep else 0
     report = replace(report, deleted=report.deleted + swept)
@@ -299,7 +306,7 @@ def _commit(
             layout=store.layout(view.name),
             run_id=plan.run_id,
             floor=stamp(plan.generation, plan.to_version) if plan.snapshot or before is None else before.floor,
-            event_us=_greatest(None if before is None else before.event_us, report.event_us),
+            event_us=greatest(None if before is None else before.event_us, report.event_us),
             finished_us=to_us(now),
             rows=plan.live_rows,
             counts=report.counts,
@@ -311,7 +318,9 @@ def _commit(
         _, told = after_writes(view, store, replace(plan, watermark=text), positions | store.positions())
     store.purge(view.name, to_us(now))
     reason = "; ".join(words for words in (report.reason, told, lacking) if words)
-    report = replace(report, seconds=report.seconds + time.monotonic() - started, reason=reason)
+    took = time.monotonic() - started
+    spent = report.timings | {"commit": round(took, 6)}
+    report = replace(report, seconds=report.seconds + took, timings=spent, reason=reason)
     log.info(
         "committed view=%s store=%s mode=%s versions=%s..%s %s",
         view.name,
@@ -354,41 +363,3 @@ def _fenced(found: Watermark | None, table: OfflineTable) -> int:
         return table.version
     fenced = found.fenced if found.version is None else found.version
     return table.version if fenced is None else min(fenced, table.version)
-
-
-def _highest_version(view: FeatureView, store: OnlineStore) -> int | None:
-    """The greatest version or floor of any record of *view* in the store, but of erased ones, None when there is no record."""
-    every = (decoder.headers(records) for _, records in store.scan(view.name))
-    heads = (head[head["floor"] < ERASED] for head in every)
-    return max((int(max(head["version"].max(), head["floor"].max())) for head in heads if len(head)), default=None)
-
-
-def _summed(plan: Plan, pieces: Sequence[PieceReport]) -> RunReport:
-    reasons: dict[str, int] = {}
-    for piece in pieces:
-        for reason, rows in piece.quarantine_reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + rows
-    totals = {name: sum(getattr(piece, name) for piece in pieces) for name in COUNTERS}
-    totals["deleted"] += plan.removed
-    totals["written"] += plan.repaired
-    totals["entities"] += plan.repaired
-    return RunReport(
-        view=plan.view,
-        store=plan.store,
-        mode=plan.mode,
-        from_version=plan.from_version,
-        to_version=plan.to_version,
-        seconds=sum(piece.seconds for piece in pieces),
-        held_back=round(sum(piece.held_back for piece in pieces), 3),
-        probe=merged(piece.probe for piece in pieces),
-        event_us=_greatest(*(piece.event_us for piece in pieces)),
-        run_id=plan.run_id,
-        interval=None if plan.interval is None else str(plan.interval),
-        reason=plan.reason,
-        quarantine_reasons=reasons,
-        **totals,
-    )
-
-
-def _greatest(*moments: int | None) -> int | None:
-    return max((moment for moment in moments if moment is not None), default=None)

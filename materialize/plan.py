@@ -50,7 +50,7 @@ class Plan:
     ``schema_id`` and ``sweep`` are set by `pipeline.begin`; so are ``evidence`` (what the store's servers said then), ``positions``
     (where its own writes ended), and ``repaired`` and ``removed``, entities that it found damaged. ``moved``: the
     commit writes the watermark anew although no version came, because the store is another one. ``force``: do it although a check says no.
-    ``live_rows``: of the planned version, None where the log does not tell.
+    ``live_rows``: of the planned version, None where the log does not tell. ``seconds``: that planning and `pipeline.begin` took.
     """
 
     view: str
@@ -78,6 +78,7 @@ class Plan:
     repaired: int = 0
     removed: int = 0
     moved: bool = False
+    seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)

@@ -6,11 +6,9 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from materialize import latest
 from materialize.errors import OnlineStoreError
-from materialize.key_column import entity_keys
 from materialize.model import Watermark
-from materialize.offline import changes_since, open_table, read_difference, read_order, total_rows
+from materialize.offline import changes_since, open_table, total_rows
 from materialize.online.base import HEADER
 from materialize.retry import with_retry
 
@@ -57,6 +55,9 @@ def check_memory(view: FeatureView, store: OnlineStore, plan: Plan, facts: Facts
         each += field_bytes(view, variable_bytes=row_bytes)
     if plan.rows * each <= free:
         return
+    from materialize import latest
+    from materialize.key_column import entity_keys
+
     entities = latest.distinct(_rows(view, store, plan, table), view.join_keys)
     some = entity_keys(entities.sample(min(LOOKED_UP, entities.height), seed=0), view.join_keys).to_list()
     held = with_retry(partial(store.read, view.name, some))
@@ -92,6 +93,9 @@ def field_bytes(view: FeatureView, *, variable_bytes: float) -> float:
 
 def _rows(view: FeatureView, store: OnlineStore, plan: Plan, table: OfflineTable) -> pl.DataFrame:
     """Keys and order of the rows that the run may bring."""
+    from materialize import latest
+    from materialize.offline import read_difference, read_order
+
     if plan.reads_changes:
         assert plan.watermark is not None  # noqa: S101 - the planner reads changes only after a watermark
         rows = read_difference(table, changes_since(table, Watermark.from_json(plan.watermark))).added

@@ -10,8 +10,8 @@ import zlib
 from functools import partial
 from typing import TYPE_CHECKING
 
-from materialize.decoder import Header
 from materialize.model import to_us
+from materialize.online.base import unpack_order
 from materialize.retry import with_retry
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def missing_since(view: FeatureView, store: OnlineStore, now: datetime) -> list[
     known = remembered(view, store)
     held = dict(zip(known, _read(view, store, list(known)), strict=True))
     lost = [key for key, us in known.items() if held[key] is None and _stays(view, us, now)]
-    left = [key for key, record in held.items() if record is None or Header.unpack(record).tombstone]
+    left = [key for key, record in held.items() if record is None or unpack_order(record).event_us is None]
     if done := set(left).difference(lost):
         forget(view, store, done)
     return lost

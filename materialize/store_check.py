@@ -16,7 +16,6 @@ from materialize.evidence import Verdict, during_run, facts_from_json, facts_to_
 from materialize.model import Watermark
 from materialize.preflight import check_memory
 from materialize.retry import with_retry
-from materialize.verify import PROBLEMS, verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,6 +114,8 @@ def _refuse_eviction(view: FeatureView, store: OnlineStore, facts: Facts) -> Non
 
 def _repaired(view: FeatureView, store: OnlineStore, plan: Plan, run: Run) -> tuple[Plan, str]:
     """Make the store equal to the table at the watermark's version. Returns: the plan that goes on from there, and what was done."""
+    from materialize.verify import PROBLEMS, verify
+
     report = verify(view, store, run, repair=True)
     text = with_retry(partial(watermark.read_text, store, view.name))
     if text is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,7 @@ import pyarrow as pa
 from materialize.errors import StoreFullError, UnavailableError
 from materialize.order import WRITTEN
 from materialize.retry import with_retry
+from materialize.timings import timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from materialize.online.base import EncodedBatch, OnlineStore, Outcomes
+    from materialize.timings import Timed
 
 __all__ = ["Writer"]
 
@@ -37,7 +40,8 @@ class Writer:
 
     After the with block every submitted batch is in the store and counted in ``outcomes`` (int64, by outcome code) and
     ``nbytes``; if it raises, any subset may be: calls under way end, no other one and no further attempt begins, and *progress*
-    has been told of every batch that is known to be in the store. *rows*: how many will come at most, for messages.
+    has been told of every batch that is known to be in the store. ``seconds`` and ``work`` are those of all calls (`materialize.timings`),
+    ``waited`` those that `submit` and the end waited for them. *rows*: how many will come at most, for messages.
     """
 
     def __init__(self, store: OnlineStore, progress: Callable[[int], None], *, rows: int = 0) -> None:
@@ -46,9 +50,10 @@ class Writer:
         self.progress = progress
         self.rows = rows
         self.limit = store.parallel_writes + 1
-        self.pending: deque[tuple[int, EncodedBatch, Future[Outcomes]]] = deque()
+        self.pending: deque[tuple[int, EncodedBatch, Future[Timed[Outcomes]]]] = deque()
         self.outcomes = np.zeros(OUTCOMES, dtype=np.int64)
         self.nbytes = 0
+        self.seconds = self.work = self.waited = 0.0
         self.drawn: list[tuple[pa.BinaryArray, npt.NDArray[np.int64]]] = []
         self.over = threading.Event()
 
@@ -58,7 +63,7 @@ class Writer:
             self._collect()
         nbytes = sum(int(column.nbytes) for column in (batch.keys, batch.values, *batch.fields.values()))
         call = partial(with_retry, partial(write, batch), sleep=self._pause)
-        self.pending.append((nbytes, batch, self.pool.submit(call)))
+        self.pending.append((nbytes, batch, self.pool.submit(timed(call))))
 
     def sample(self) -> tuple[list[bytes], npt.NDArray[np.int64]]:
         """Entity keys and event times of rows that were written: all of them, or `DRAWN`, spread over all batches."""
@@ -83,10 +88,14 @@ class Writer:
 
     def _collect(self) -> None:
         nbytes, batch, future = self.pending[0]
+        asked = time.monotonic()
         try:
-            outcomes = future.result()
+            call = future.result()
         except StoreFullError as error:
             raise StoreFullError(f"{error} {self._left(len(batch.keys), nbytes)}") from None
+        outcomes = call.result
+        self.waited += time.monotonic() - asked
+        self.seconds, self.work = self.seconds + call.seconds, self.work + call.work
         drawn = _spread(np.flatnonzero(outcomes == WRITTEN))
         self.drawn.append((batch.keys.take(pa.array(drawn)), batch.event_us[drawn]))
         self.pending.popleft()
@@ -110,7 +119,7 @@ class Writer:
             self.pool.shutdown(wait=True, cancel_futures=True)
             for _, _, future in self.pending:
                 if not future.cancelled() and future.exception() is None:
-                    self.progress(len(future.result()))
+                    self.progress(len(future.result().result))
 
 
 def _spread(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

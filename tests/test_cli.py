@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PASSWORD = "s3cret-p4ss"
 REPORT_KEYS = {
     *("view", "store", "mode", "from_version", "to_version", "rows_read", "entities", "written"),
-    *("stale", "expired", "quarantined", "deleted", "bytes", "seconds", "held_back", "probe"),
+    *("stale", "expired", "quarantined", "deleted", "bytes", "seconds", "held_back", "probe", "timings"),
 }
 DAY = 24 * 60
 
@@ -586,6 +586,18 @@ def test_read_only_database_file(project: Project, tmp_path: Path) -> None:
 
 
 # --- talk --------------------------------------------------------------------------------------------------------------
+
+
+def test_verbose_says_where_the_seconds_went(project: Project) -> None:
+    project.table.append(past("a"))
+
+    quiet, told = project.run("incremental"), project.run("rebuild", "-v")
+
+    assert "seconds:" not in quiet.stderr
+    line = next(line for line in told.stderr.splitlines() if line.startswith("seconds: plan "))
+    for stage in ("read", "winners", "wait_read", "encode", "wait_store", "rest", "send", "server", "commit"):
+        assert re.search(rf"\b{stage} \d+\.\d{{3}}", line)
+    assert len(told.stdout.splitlines()) == 1
 
 
 def test_progress_is_shown_on_a_terminal_only(project: Project) -> None:

@@ -86,7 +86,7 @@ def test_names_follow_the_conventions_and_attributes_are_bounded(metric: metrics
     assert not re.search(r"_(total|count|sum|bucket|created|info)_", metric.prometheus)
     assert metric.help.endswith(".")
     assert metric.labels[:2] == ("view", "store")
-    assert set(metric.labels) <= {"view", "store", "mode", "reason", "outcome", "error", "result"}
+    assert set(metric.labels) <= {"view", "store", "mode", "reason", "outcome", "error", "result", "stage"}
 
 
 def test_every_metric_is_in_the_documentation_and_no_other() -> None:

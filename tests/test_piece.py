@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from materialize.piece import _ahead
+from materialize.ahead import ahead
 
 
 def test_whoever_leaves_early_does_not_wait_for_the_read_in_the_background():
@@ -17,7 +17,7 @@ def test_whoever_leaves_early_does_not_wait_for_the_read_in_the_background():
         yield "second"
 
     def leave():
-        for _ in _ahead(blocks()):
+        for _ in ahead(blocks(), lambda *_: None):
             assert reading.wait(10)
             raise KeyboardInterrupt
 

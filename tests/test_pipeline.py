@@ -451,7 +451,7 @@ def test_commit_again_is_harmless(table: Table, store: OnlineStore) -> None:
     second = pipeline.commit(table.view, store, plan, pieces, now=NOW)
 
     assert store.read_cell("spending", "watermark") == before
-    assert replace(second, seconds=0.0) == replace(first, seconds=0.0)
+    assert replace(second, seconds=0.0, timings={}) == replace(first, seconds=0.0, timings={})
 
 
 def test_plan_and_piece_report_survive_json(table: Table, store: OnlineStore) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from functools import partial
 from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from materialize import metrics
 from materialize.cli.options import (
@@ -32,6 +31,7 @@ from materialize.cli.show import INTERNAL, print_facts, print_report, talk
 from materialize.cli.sizing import Asked, ChangesPerDay, Entities, NodePrice, ReadsPerSecond, show_size
 from materialize.cli.targets import Options, Target, for_each, usage_error
 from materialize.errors import MismatchError
+from materialize.piece_report import no_progress
 from materialize.stop import stop_on
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _run(
     with metrics.observed(target.view.name, target.store_name, now), line as progress:
         run = new_run(target, progress, wait=more.pop("wait", 0.0), force=more.pop("force", False))
         report = getattr(pipeline, kind)(target.view, target.store, run, **more)
-    print_report(report, as_json=options.as_json)
+    print_report(report, as_json=options.as_json, verbose=options.verbose > 0)
 
 
 def _verify(options: Options, target: Target, *, sample: int | None, repair: bool, keys: bool) -> None:
@@ -206,16 +206,23 @@ def _plan(options: Options, mode: Mode, target: Target, *, interval: Interval | 
 @contextmanager
 def watched(doing: str) -> Iterator[Callable[[int], None]]:
     """A line on the terminal that says how many entities are done, which is told by what this gives; and an orderly end on a signal."""
-    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
-    bar = Progress(SpinnerColumn(), *columns, console=talk, transient=True, disable=not talk.is_terminal)
-    with bar, stop_on(SIGINT, SIGTERM) as count:
-        task = bar.add_task(doing, total=None)
+    line = _line(doing) if talk.is_terminal else nullcontext(no_progress)
+    with line as shown, stop_on(SIGINT, SIGTERM) as count:
 
         def progress(entities: int) -> None:
             count(entities)
-            bar.advance(task, entities)
+            shown(entities)
 
         yield progress
+
+
+@contextmanager
+def _line(doing: str) -> Iterator[Callable[[int], None]]:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} entities"), TimeElapsedColumn())
+    with Progress(SpinnerColumn(), *columns, console=talk.console, transient=True) as bar:
+        yield partial(bar.advance, bar.add_task(doing, total=None))
 
 
 def new_run(target: Target, progress: Callable[[int], None], *, wait: float = 0.0, force: bool = False) -> Run:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
+from materialize.cli.terminal import output, talk
 from materialize.json_value import json_value
+from materialize.timings import told
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["INTERNAL", "output", "print_facts", "print_json", "print_report", "print_table", "print_vector", "talk"]
 
-talk = Console(stderr=True, highlight=False, soft_wrap=True)
-output = Console(highlight=False, soft_wrap=True)
 #: Facts of a plan that are for machines.
 INTERNAL = (
     "run_id",
@@ -33,6 +30,7 @@ INTERNAL = (
     "repaired",
     "removed",
     "moved",
+    "seconds",
 )
 #: The counters of a report that its line of text shows, in this order; quarantined rows get lines of their own.
 SHOWN = ("rows_read", "entities", "written", "stale", "unchanged", "expired", "deleted", "quarantined")
@@ -58,14 +56,16 @@ def print_table(rows: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         for row in rows:
             print_json(row)
     elif rows:
+        from rich.table import Table  # noqa: PLC0415 - see cli/terminal.py
+
         table = Table(*rows[0])
         for row in rows:
             table.add_row(*("-" if value is None else str(value) for value in row.values()))
         output.print(table)
 
 
-def print_report(report: RunReport, *, as_json: bool) -> None:
-    """What a run did."""
+def print_report(report: RunReport, *, as_json: bool, verbose: bool = False) -> None:
+    """What a run did; *verbose*: and where its seconds went."""
     if as_json:
         print_json(report.to_dict())
         return
@@ -79,6 +79,8 @@ def print_report(report: RunReport, *, as_json: bool) -> None:
         f"{report.view} -> {report.store}: {report.mode} {versions}: {counts}, {report.seconds:.2f} s{held_back}, {rate:,.0f} entities/s",
         markup=False,
     )
+    if verbose:
+        talk.print(f"seconds: {told(report.timings)}")
     for reason, rows in report.quarantine_reasons.items():
         talk.print(f"warning: {report.view}: quarantined {rows:,} rows: {reason}", style="yellow", markup=False)
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from materialize.cli.show import print_json, talk
-from materialize.config import Config, load
 from materialize.errors import MaterializeError
 from materialize.online import open_store
 from materialize.stop import Stopped
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from materialize.config import Config
     from materialize.model import FeatureView, OnlineStoreConfig
     from materialize.online.base import OnlineStore
 
@@ -74,6 +74,8 @@ def for_store(options: Options, work: Callable[[OnlineStoreConfig], None]) -> No
 
 
 def _loaded(options: Options) -> Config:
+    from materialize.config import load
+
     level = LEVELS[min(options.verbose, len(LEVELS) - 1)]
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     loaded: list[Config] = []
@@ -118,7 +120,7 @@ def _guarded(options: Options, names: dict[str, str], work: Callable[[], None]) 
         if not isinstance(error, MaterializeError | Stopped):
             message = f"unexpected {type(error).__name__}: {error}. The watermark stays. For the traceback run again with -vv."
         if options.verbose >= TRACEBACKS:
-            talk.print_exception()
+            talk.console.print_exception()
         talk.print(f"error: {message}", style="red", markup=False)
         if options.as_json and names:
             print_json({**names, "error": type(error).__name__, "message": message})

@@ -111,6 +111,7 @@ def finished(report: RunReport, now: datetime) -> None:
         Point("materialize.last_success.timestamp", at, where),
         Point("materialize.last_run.duration", report.seconds, where),
         Point("materialize.last_run.quarantined", report.quarantined, where),
+        *(Point("materialize.stage.duration", spent, (*run, stage)) for stage, spent in report.timings.items()),
         *(Point("materialize.entities", getattr(report, outcome), (*run, outcome)) for outcome in OUTCOMES),
         *(
             Point("materialize.rows.quarantined", rows, (*run, reason))

@@ -95,6 +95,13 @@ METRICS = {
         Metric("materialize.verify.repaired", "counter", "{entity}", "Entities that verify repaired.", VIEW),
         Metric("materialize.run.duration", "histogram", "s", "Seconds that finished runs worked.", RUN),
         Metric(
+            "materialize.stage.duration",
+            "counter",
+            "s",
+            "Seconds of finished runs by stage (timings); some stages work at the same time.",
+            (*RUN, "stage"),
+        ),
+        Metric(
             "materialize.last_run.timestamp",
             "gauge",
             "s",

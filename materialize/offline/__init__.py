@@ -1,16 +1,25 @@
-"""The offline store: a Delta table in, what changed in it out. The only room that imports deltalake."""
+"""The offline store: a Delta table in, what changed in it out. The only room that imports deltalake.
 
-from materialize.offline.append import Appended, Appender, digest
+What reads rows is imported when it is first asked for: it loads polars, pyarrow and numpy, which take longer than a whole run that
+finds nothing new, and such a run only looks at the log.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from materialize.offline.changes import Change, changes_since, removed_since
-from materialize.offline.difference import Difference, read_difference, read_entities
-from materialize.offline.entity import EntityRows, join_values, read_entity
-from materialize.offline.given import GivenRows, given_rows
-from materialize.offline.history import CommitInfo, commits_told, newest_commits
 from materialize.offline.live_rows import live_rows, live_rows_after
 from materialize.offline.log import DataFile, LogReader, total_rows
-from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
-from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
 from materialize.offline.table import OfflineTable, open_table, reading
+
+if TYPE_CHECKING:
+    from materialize.offline.append import Appended, Appender, digest
+    from materialize.offline.difference import Difference, read_difference, read_entities
+    from materialize.offline.entity import EntityRows, join_values, read_entity
+    from materialize.offline.given import GivenRows, given_rows
+    from materialize.offline.history import CommitInfo, commits_told, newest_commits
+    from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
+    from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
 
 __all__ = [
     "Appended",
@@ -49,3 +58,21 @@ __all__ = [
     "versions_are_exact",
     "with_versions",
 ]
+
+#: The modules that read rows, and what they give.
+ROWS = {
+    "append": ("Appended", "Appender", "digest"),
+    "difference": ("Difference", "read_difference", "read_entities"),
+    "entity": ("EntityRows", "join_values", "read_entity"),
+    "given": ("GivenRows", "given_rows"),
+    "history": ("CommitInfo", "commits_told", "newest_commits"),
+    "quarantine": ("Quarantine", "erase", "held_rows", "mark_released", "told_rows"),
+    "rows": ("OrderRows", "read_features", "read_order", "versions_are_exact", "with_versions"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in ROWS.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,12 +11,12 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-from pyroaring import BitMap64
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import numpy as np
+    import numpy.typing as npt
+    from pyroaring import BitMap64
 
 __all__ = ["Selection", "deleted_rows", "positions", "vector_id", "vector_path"]
 
@@ -40,6 +40,8 @@ class Selection:
 
     def mask(self, rows: int) -> npt.NDArray[np.bool_]:
         """Whether each of the file's *rows* is selected: bool, shape (rows,)."""
+        import numpy as np
+
         mask = np.full(rows, not self.only, dtype=np.bool_)
         mask[self.positions] = self.only
         return mask
@@ -68,6 +70,8 @@ def deleted_rows(vector: Mapping[str, Any] | None, read: Callable[[str, int, int
 
     Raises ValueError for bytes that are not what the log says, FileNotFoundError.
     """
+    from pyroaring import BitMap64
+
     if vector is None:
         return BitMap64()
     path, size = vector_path(vector), vector["sizeInBytes"]
@@ -88,6 +92,8 @@ def deleted_rows(vector: Mapping[str, Any] | None, read: Callable[[str, int, int
 
 def positions(rows: BitMap64) -> npt.NDArray[np.uint64]:
     """Row numbers as an array, ascending."""
+    import numpy as np
+
     return np.array(rows.to_array(), dtype=np.uint64)
 
 

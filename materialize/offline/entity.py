@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from materialize.offline.dtypes import polars_type
 from materialize.offline.log import OLDEST
 from materialize.offline.rows import read_features, read_order
-from materialize.offline.schema import polars_type
 from materialize.offline.table import reading
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 
 from materialize.errors import RowsError
-from materialize.offline.schema import polars_type
+from materialize.offline.dtypes import polars_type
 from materialize.order import NO_CREATED
 
 if TYPE_CHECKING:

@@ -13,16 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from decimal import Decimal
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
-
-import pyarrow as pa
-import pyarrow.fs as pafs
-from deltalake.fs import DeltaStorageHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    import pyarrow as pa
+    import pyarrow.fs as pafs
     from deltalake import DeltaTable
 
     from materialize.offline.deletion_vector import Selection
@@ -98,8 +97,16 @@ class LogReader:
     """Reads the commit files of one table through its object store, with the table's own credentials."""
 
     def __init__(self, delta: DeltaTable, storage_options: dict[str, str]) -> None:
-        self.files = pafs.PyFileSystem(DeltaStorageHandler.from_table(delta._table))  # noqa: SLF001 - no public way to the table's own store
+        self.table = delta
         self.root, self.storage_options = delta.table_uri, storage_options
+
+    @cached_property
+    def files(self) -> pafs.FileSystem:
+        """The files below the table's folder; opened for the first one that is read, as pyarrow takes 100 ms to load."""
+        import pyarrow.fs as pafs
+        from deltalake.fs import DeltaStorageHandler
+
+        return pafs.PyFileSystem(DeltaStorageHandler.from_table(self.table._table))  # noqa: SLF001 - no public way to the table's own store
 
     def uri(self, path: str) -> str:
         """The address that polars opens for a path as written in the log (percent-encoded, relative or absolute)."""
@@ -130,12 +137,15 @@ class LogReader:
 
     def _is_file(self, path: str) -> bool:
         files, address = self._located(path)
-        return bool(files.get_file_info(address).type == pafs.FileType.File)
+        return bool(files.get_file_info(address).is_file)
 
     def _located(self, path: str) -> tuple[pafs.FileSystem, str]:
         """The file system of a path as written in the log, and where it is there; a shallow clone names the files of another table."""
         if ":/" not in path and not path.startswith("/"):
             return self.files, unquote(path)
+        import pyarrow.fs as pafs
+        from deltalake.fs import DeltaStorageHandler
+
         address = self.uri(path)
         if address.startswith("/"):
             return pafs.LocalFileSystem(), address
@@ -144,8 +154,10 @@ class LogReader:
 
     def versions(self) -> list[int]:
         """The versions whose commit files are in the log, ascending."""
+        import pyarrow.fs as pafs
+
         listing = self.files.get_file_info(pafs.FileSelector("_delta_log"))
-        names = (info.base_name for info in listing if info.type == pafs.FileType.File)
+        names = (info.base_name for info in listing if info.is_file)
         return sorted(int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit())
 
     def newest(self, known: int) -> int:
@@ -153,7 +165,7 @@ class LogReader:
 
         Other threads go on while an object store answers, which they do not in `versions` and where a file is opened.
         """
-        while self.files.get_file_info(_commit_path(known + 1)).type == pafs.FileType.File:
+        while self.files.get_file_info(_commit_path(known + 1)).is_file:
             known += 1
         return known
 
@@ -202,7 +214,7 @@ class LogReader:
     def mark(self, version: int) -> tuple[int, int] | None:
         """What tells the file of a commit from another one of its name: its time and size; None where there is none."""
         found = self.files.get_file_info(_commit_path(version))
-        return (found.mtime_ns or 0, found.size or 0) if found.type == pafs.FileType.File else None
+        return (found.mtime_ns or 0, found.size or 0) if found.is_file else None
 
     def file_versions(self, last: int) -> dict[str, int]:
         """The commit that brought the rows of each file, by path, as far as the log still tells.

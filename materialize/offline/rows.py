@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from materialize.errors import OfflineStoreError
+from materialize.offline.dtypes import polars_type
 from materialize.offline.log import OLDEST, READERS, total_rows
-from materialize.offline.schema import polars_type
 from materialize.offline.table import reading
 from materialize.order import NO_CREATED
 

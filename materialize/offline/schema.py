@@ -1,12 +1,10 @@
-"""What a table must look like for a view: Delta column types in, problems and polars dtypes out."""
+"""What a table must look like for a view: Delta column types in, problems out."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import polars as pl
 
 from materialize.feature_type import FeatureType
 
@@ -15,22 +13,11 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView
 
-__all__ = ["Column", "check_columns", "columns_of", "polars_type", "same_values"]
+__all__ = ["Column", "check_columns", "columns_of", "decimal_parts", "same_values"]
 
-INTEGERS = {"byte": pl.Int8, "short": pl.Int16, "integer": pl.Int32, "long": pl.Int64}
+INTEGERS = ("byte", "short", "integer", "long")
 #: Types that hold every value of the ones before them (PROTOCOL.md, Type Widening), as far as entity keys and records are the same.
-WIDENING = (tuple(INTEGERS), ("float", "double"))
-POLARS_TYPES: dict[str, pl.DataType | type[pl.DataType]] = {
-    **INTEGERS,
-    "float": pl.Float32,
-    "double": pl.Float64,
-    "boolean": pl.Boolean,
-    "string": pl.String,
-    "binary": pl.Binary,
-    "date": pl.Date,
-    "timestamp": pl.Datetime("us", "UTC"),
-    "timestamp_ntz": pl.Datetime("us"),
-}
+WIDENING = (INTEGERS, ("float", "double"))
 #: Column types whose values have one exact text, as an entity key needs.
 KEY_TYPES = (*INTEGERS, "string", "date", "boolean")
 #: Columns of the frames that rows travel in beside their join keys (`offline.read_order`).
@@ -76,9 +63,15 @@ def same_values(before: Column, now: Column) -> bool:
     if chain:
         return chain.index(before.type) <= chain.index(now.type)
     if before.type.startswith("decimal(") and now.type.startswith("decimal("):
-        (digits, scale), (more, same) = ((int(n) for n in kind[8:-1].split(",")) for kind in (before.type, now.type))
+        (digits, scale), (more, same) = (decimal_parts(kind) for kind in (before.type, now.type))
         return scale == same and digits <= more
     return before.type == now.type
+
+
+def decimal_parts(kind: str) -> tuple[int, int]:
+    """Precision and scale of the column type ``decimal(P,S)``."""
+    precision, scale = kind.removeprefix("decimal(").removesuffix(")").split(",")
+    return int(precision), int(scale)
 
 
 def _type_text(kind: Any) -> str:
@@ -87,16 +80,6 @@ def _type_text(kind: Any) -> str:
     if kind["type"] == "array":
         return f"array<{_type_text(kind['elementType'])}>"
     return str(kind["type"])
-
-
-def polars_type(text: str) -> pl.DataType | type[pl.DataType]:
-    """The polars dtype in which a column of this Delta type is read."""
-    if text.startswith("array<"):
-        return pl.List(polars_type(text[6:-1]))
-    if text.startswith("decimal("):
-        precision, scale = (int(part) for part in text[8:-1].split(","))
-        return pl.Decimal(precision, scale)
-    return POLARS_TYPES[text]
 
 
 def check_columns(view: FeatureView, table_columns: Mapping[str, Column]) -> list[str]:
@@ -127,14 +110,14 @@ def _accepted(kind: FeatureType, found: str) -> tuple[str, ...]:
     if kind.kind == "decimal":
         exact = f"decimal({kind.precision},{kind.scale})"
         return (exact, found) if _decimal_fits(kind, found) else (exact,)
-    return ACCEPTED.get(kind.kind, tuple(INTEGERS))
+    return ACCEPTED.get(kind.kind, INTEGERS)
 
 
 def _decimal_fits(kind: FeatureType, found: str) -> bool:
     if not found.startswith("decimal("):
         return False
-    dtype = polars_type(found)
-    return isinstance(dtype, pl.Decimal) and dtype.scale == kind.scale and (dtype.precision or 0) <= kind.precision
+    precision, scale = decimal_parts(found)
+    return scale == kind.scale and precision <= kind.precision
 
 
 def _check(columns: Mapping[str, str], name: str, role: str, accepted: tuple[str, ...]) -> list[str]:

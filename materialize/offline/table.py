@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from datetime import timezone
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -29,6 +26,9 @@ from materialize.offline.schema import Column, check_columns, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
 
     from materialize.model import FeatureView, Interval
 
@@ -96,15 +96,23 @@ def reading(view: FeatureView) -> Iterator[None]:
             f"{subject}: found no readable table there, expected a folder with _delta_log. Nothing was written. "
             "Check the view's source, its credentials, and that the first commit is done."
         ) from None
-    except pl.exceptions.SchemaError as error:
+    except _of_polars("SchemaError") as error:
         raise OfflineStoreError(
             f"{subject}: {causes(error)}. Nothing was written by this step; the watermark stays. If the column was widened from another "
             "kind of type, write its old files anew, by Spark: ALTER TABLE ... DROP FEATURE typeWidening"
         ) from None  # its own text has file paths, and they have the values of partitions
-    except (DeltaError, OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
+    except (DeltaError, OSError, KeyError, ValueError, _of_polars("PolarsError")) as error:
         raise OfflineStoreError(
             f"{subject}: {type(error).__name__}: {causes(error)}. Nothing was written by this step; the watermark stays."
         ) from None  # its own text has file paths, and they have the values of partitions
+
+
+def _of_polars(name: str) -> type[Exception]:
+    """An exception of polars; asked for when something was raised, because a run with nothing new does not load polars."""
+    from polars import exceptions
+
+    found: type[Exception] = getattr(exceptions, name)
+    return found
 
 
 def causes(error: BaseException) -> str:
@@ -134,6 +142,8 @@ class OfflineTable:
     @property
     def size(self) -> int:
         """Bytes of the live data files."""
+        import polars as pl
+
         with reading(self.view):
             return int(pl.DataFrame(self.delta.get_add_actions())["size_bytes"].sum())
 
@@ -147,6 +157,8 @@ class OfflineTable:
 
         Their ``version`` is OLDEST: `with_versions` looks it up.
         """
+        import polars as pl
+
         with reading(self.view):
             actions = pl.DataFrame(self.delta.get_add_actions()).to_dicts()
             deleted = self._deleted_rows()
@@ -163,6 +175,9 @@ class OfflineTable:
 
     def _deleted_rows(self) -> dict[str, npt.NDArray[np.uint64]]:
         """The deleted row numbers of every file with a deletion vector, by address."""
+        import numpy as np
+        import polars as pl
+
         features = set(self.delta.protocol().reader_features or ())
         if "deletionVectors" not in features:
             return {}

@@ -19,8 +19,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.model import Retention
 from materialize.online.base import HEADER, LEAD_BYTES, EncodedBatch, OnlineStore, pack_order
@@ -94,6 +92,8 @@ class SqliteStore(OnlineStore):
             connection.execute(STATEMENTS["store"], values)
             outcomes = [outcome for (outcome,) in connection.execute(STATEMENTS["outcomes"])]
             connection.execute("COMMIT")
+        import numpy as np
+
         return np.array(outcomes, dtype=np.uint8)
 
     def read(self, view: str, keys: Sequence[bytes]) -> list[bytes | None]:

@@ -12,14 +12,14 @@ import re
 import shutil
 import subprocess
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -107,9 +107,14 @@ def class_path() -> str:
 
 @dataclass(slots=True)
 class SparkSession:
-    """A session; as a context manager it starts on entry and ends on exit. Its temporary files and its ``log`` go to *folder*."""
+    """A session; as a context manager it starts on entry and ends on exit. Its temporary files and its ``log`` go to *folder*.
+
+    ``jvm`` and ``settings`` are for small statements by default.
+    """
 
     folder: Path
+    jvm: Sequence[str] = JVM
+    settings: Mapping[str, str] = field(default_factory=SETTINGS.copy)
     process: subprocess.Popen[str] | None = None
     version: str = ""
 
@@ -126,8 +131,12 @@ class SparkSession:
 
     def start(self) -> None:
         jars = class_path()
-        settings = SETTINGS | {"spark.sql.warehouse.dir": self.folder.as_uri(), "spark.local.dir": str(self.folder)}
-        command = ["java", *JVM, f"-Djava.io.tmpdir={self.folder}"]
+        settings = {
+            **self.settings,
+            "spark.sql.warehouse.dir": self.folder.as_uri(),
+            "spark.local.dir": str(self.folder),
+        }
+        command = ["java", *self.jvm, f"-Djava.io.tmpdir={self.folder}"]
         command += [f"--add-opens={package}=ALL-UNNAMED" for package in OPENED]
         command += ["-cp", jars, str(HERE / "Runner.java"), *(f"{name}={value}" for name, value in settings.items())]
         with self.log.open("w") as log:

@@ -1,0 +1,1 @@
+"""The chapters of the report: each module has one `measure.Suite`."""
