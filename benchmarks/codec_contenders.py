@@ -26,8 +26,9 @@ from measure import WrongResult
 
 from materialize import codec
 from materialize.decoder import Decoder
-from materialize.entity_key import entity_keys
-from materialize.model import FeatureType, FeatureView
+from materialize.feature_type import FeatureType
+from materialize.key_column import entity_keys
+from materialize.model import FeatureView
 from materialize.online.base import HEADER
 from materialize.piece import BATCH_BYTES
 

@@ -36,7 +36,8 @@ def product(table: Path, features: list[str]) -> Callable[[], pa.Table]:
     import polars as pl
 
     from materialize import latest
-    from materialize.model import FeatureType, FeatureView
+    from materialize.feature_type import FeatureType
+    from materialize.model import FeatureView
     from materialize.offline import open_table, read_features, read_order
 
     kinds = dict.fromkeys(features, FeatureType("float64"))

@@ -20,7 +20,8 @@ from lake import VIEW
 from measure import WrongResult
 
 from materialize import pipeline
-from materialize.model import FeatureType, FeatureView, OnlineStoreConfig
+from materialize.feature_type import FeatureType
+from materialize.model import FeatureView, OnlineStoreConfig
 from materialize.online import open_store
 
 if TYPE_CHECKING:
