@@ -59,6 +59,8 @@ def every_command(
 
 def main() -> None:
     """Run the command line; the console script ``materialize``."""
+    # Nothing here does linear algebra, and the threads that numpy starts for it take a core for 50 ms.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(prog_name="materialize")
     except Stopped as stopped:
