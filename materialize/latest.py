@@ -126,7 +126,8 @@ def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
     places = ranked.select(join_keys).with_row_index("__place").lazy()
     # polars' streaming engine keeps one number per entity, where `unique` gathers all rows of each: half the time.
     last = places.group_by(join_keys).agg(pl.col("__place").max()).collect(engine="streaming")["__place"]
-    return ranked[last.sort()].sort("position")
+    winners: pl.DataFrame = ranked[last.sort()].sort("position")
+    return winners
 
 
 def have_ties(rows: pl.DataFrame, join_keys: Sequence[str]) -> bool:
