@@ -42,8 +42,8 @@ HEAVY = frozenset(
         *("pyarrow", "pyroaring", "redis", "rich"),
     }
 )
-#: What redis-py itself loads, and the columns that the store of Redis is built for.
-OF_REDIS = frozenset({"asyncio", "hiredis", "numpy", "opentelemetry", "pyarrow", "redis"})
+#: What redis-py itself loads.
+OF_REDIS = frozenset({"asyncio", "hiredis", "opentelemetry", "redis"})
 #: Modules in all: 480 over SQLite when this was written, of which the interpreter has 60.
 MOST_MODULES = 560
 #: Commands in all: 20 when this was written, 4 of them by the two scripts.

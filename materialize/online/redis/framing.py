@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from materialize.errors import OnlineStoreError
 
 if TYPE_CHECKING:
@@ -53,6 +51,8 @@ def write_options(mode: str, retention: Retention) -> bytes:
 
 def outcomes_of(replies: bytes, subject: str, location: str, name: str) -> Outcomes:
     """What a write script told of each row. Raises OnlineStoreError when a key below *name* holds what is no record."""
+    import numpy as np
+
     outcomes: Outcomes = np.frombuffer(replies, dtype=np.uint8) - ord("0")
     if foreign := int((outcomes == FOREIGN).sum()):
         raise OnlineStoreError(

@@ -1,4 +1,4 @@
-"""Which server to ask for which keys: the one of a URL, those that sentinels name, or those of a cluster. Learned over a `Wire`."""
+"""Which server to ask for which keys: the one of a URL, or those that sentinels name. Learned over a `Wire`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from redis import exceptions as driver
 
 from materialize.online.redis.answers import REFUSED
 from materialize.online.redis.framing import command
-from materialize.online.redis.slots import slot_of
-from materialize.online.redis.topology import topology_of
 from materialize.online.redis.wire import HERE, Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from materialize.online.redis.address import Address
-    from materialize.online.redis.topology import Node, Topology
+    from materialize.online.redis.topology import Node
     from materialize.online.redis.wire import Wire
 
     #: Who to ask, None for nobody, and rows that go into one request.
     Groups = Iterator[tuple[Node | None, Sequence[int]]]
 
-__all__ = ["KEYS_PER_READ", "ByOne", "BySentinels", "BySlots", "Routes"]
+__all__ = ["KEYS_PER_READ", "ByOne", "BySentinels", "News", "Routes", "chunks"]
 
 #: Keys per MGET when reading and per step of SCAN: about 0.5 ms of the server's time.
 KEYS_PER_READ = 1_000
-CLUSTER_SLOTS = command(b"CLUSTER", b"SLOTS")
 #: Seconds after which replicas that came are heard of; and how much of a call's time asking may take while there is something to go by.
 NEWS_EVERY, NEWS_SHARE = 30.0, 0.5
 #: Seconds for which a replica that did not answer is left alone.
@@ -76,7 +73,7 @@ class ByOne(Routes):
         return False
 
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
-        yield from _chunks(HERE, rows, single=single)
+        yield from chunks(HERE, rows, single=single)
 
 
 class BySentinels(Routes):
@@ -88,7 +85,7 @@ class BySentinels(Routes):
         name = address.service.encode()
         self.question = command(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name)
         self.question += command(b"SENTINEL", b"REPLICAS", name) if replicas else b""
-        self.news = _News(wanted=replicas)
+        self.news = News(wanted=replicas)
         self.stale = True
         self.primary: Node | None = None
         self.others: tuple[Node, ...] = ()
@@ -120,7 +117,7 @@ class BySentinels(Routes):
             raise told
 
     def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:  # noqa: ARG002
-        yield from _chunks(self.news.one_of(self.others if replicas else ()) or self.primary, rows, single=single)
+        yield from chunks(self.news.one_of(self.others if replicas else ()) or self.primary, rows, single=single)
 
     def shun(self, nodes: Iterable[Node]) -> None:
         self.news.shun(nodes)
@@ -132,66 +129,7 @@ class BySentinels(Routes):
         self.sentinels.forget()
 
 
-class BySlots(Routes):
-    """The servers of a cluster."""
-
-    redirected = True
-
-    def __init__(self, address: Address, *, replicas: bool) -> None:
-        self.hosts, self.replicas = address.hosts, replicas
-        self.topology: Topology | None = None
-        self.stale, self.news = True, _News(wanted=replicas)
-
-    @property
-    def taken_over(self) -> bool:
-        """Not before the first server has told of others."""
-        return self.topology is not None
-
-    async def learn(self, wire: Wire, until: float) -> None:
-        if not (self.stale or self.news.due):
-            return
-        until = self.news.asked(until, known=self.topology is not None)
-        known = list({*self.hosts, *(self.topology.primaries if self.topology else ())})
-        told: Exception = driver.ConnectionError("no server of the cluster answers")
-        # In random order, so that one with an old view does not answer each time.
-        for number, node in enumerate(random.sample(known, len(known))):
-            now = time.monotonic()
-            (lane,) = await wire.exchange([Call(node, CLUSTER_SLOTS)], now + (until - now) / (len(known) - number))
-            (reply,) = lane.replies
-            if isinstance(reply, REFUSED):
-                raise reply
-            if isinstance(reply, Exception) or not reply:
-                told = reply or driver.ClusterDownError("no server owns a slot")
-                continue
-            self.topology, self.stale = topology_of(reply, node), False
-            return
-        if self.topology is None:  # else the old knowledge has to do until the next time
-            raise told
-
-    def groups(self, rows: Sequence[int], names: Sequence[bytes], *, replicas: bool, single: bool) -> Groups:
-        if self.topology is None:
-            raise AssertionError("asked for a route before it was learned")
-        by_slot: dict[int, list[int]] = {}
-        for row in rows:
-            by_slot.setdefault(slot_of(names[row]), []).append(row)
-        for slot, some in by_slot.items():
-            yield from _chunks(self._server(self.topology, slot, replicas=replicas), some, single=single)
-
-    def _server(self, topology: Topology, slot: int, *, replicas: bool) -> Node | None:
-        place = int(topology.owner[slot])
-        if place < 0:
-            return None
-        others = topology.replicas[place] if replicas else ()
-        return self.news.one_of(others) or topology.primaries[place]
-
-    def shun(self, nodes: Iterable[Node]) -> None:
-        self.news.shun(nodes)
-
-    def forget(self) -> None:
-        self.stale = True
-
-
-class _News:
+class News:
     """What is known of replicas: which to leave alone; and when to ask again who they are, though nothing went wrong: one that came does not say so."""
 
     def __init__(self, *, wanted: bool) -> None:
@@ -220,7 +158,7 @@ class _News:
         return now + (until - now) * NEWS_SHARE if known else until
 
 
-def _chunks(node: Node | None, rows: Sequence[int], *, single: bool) -> Groups:
+def chunks(node: Node | None, rows: Sequence[int], *, single: bool) -> Groups:
     size = 1 if single else KEYS_PER_READ
     for low in range(0, len(rows), size):
         yield node, rows[low : low + size]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from materialize.errors import ConfigError
 from materialize.online.redis.reading import Reading
-from materialize.online.redis.routes import ByOne, BySentinels, BySlots
+from materialize.online.redis.routes import ByOne, BySentinels
 from materialize.online.redis.wire import dials
 
 if TYPE_CHECKING:
@@ -42,5 +42,7 @@ def reading_of(address: Address, wire: Callable[[Dials], Wire], terms: ReadTerms
     if address.kind == "sentinel":
         routes = BySentinels(address, wire(dials(address, sentinels=True)), replicas=replicas)
     if address.kind == "cluster":
+        from materialize.online.redis.slot_routes import BySlots
+
         routes = BySlots(address, replicas=replicas)
     return Reading(address, routes, wire(dials(address, readonly=replicas)), hard=terms is not None)

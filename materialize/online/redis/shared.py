@@ -21,7 +21,6 @@ from materialize.online.redis.evidence import evidence_of, settle
 from materialize.online.redis.framing import read_reply
 from materialize.online.redis.routes import KEYS_PER_READ
 from materialize.online.redis.serving import reading_of, under
-from materialize.online.redis.sizing import estimated, scratch, sizing, weights
 from materialize.online.redis.wire import ThreadWire, run
 
 if TYPE_CHECKING:
@@ -156,6 +155,8 @@ class RedisServers(OnlineStore):
         """The *sample* is written under names that no view has, and removed by the call that writes it. Its rights are those of runs; where
         they lack, or the server is full, the facts say so and are estimated.
         """
+        from materialize.online.redis.sizing import estimated, scratch, sizing, weights
+
         told, info = dict[str, dict[str, Any]](), dict[str, Any]()
         expires, head, hashed = view.ttl is not None, f"{self.prefix}:{view.name}:", view.name in self.hashed
         subject = f"weigh records of feature view {view.name!r} in"

@@ -8,9 +8,6 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import redis
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -25,15 +22,15 @@ from materialize.online.redis.framing import (
     write_options,
     write_script,
 )
-from materialize.online.redis.hashes import hash_words, weigh_words
 from materialize.online.redis.probe import RedisProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, apart, held, scanned
-from materialize.online.redis.sizing import EXPIRY_MS, ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import numpy as np
     import numpy.typing as npt
+    import pyarrow as pa
     from redis.connection import Connection
 
     from materialize.model import Retention
@@ -69,6 +66,8 @@ class Columns:
 
     def calls(self) -> Iterator[tuple[int, int]]:
         """Cut rows into script calls of bounded rows, words and bytes; a longer value has a call of its own."""
+        import numpy as np
+
         ends = self.value_ends
         rows, low = len(ends) - 1, 0
         most = ROWS_PER_CALL if self.words == 1 else max(1, min(ROWS_PER_CALL, WORDS_PER_CALL // self.words))
@@ -149,7 +148,7 @@ class RedisStore(RedisServers):
 
     def _write(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Outcomes:
         if not len(batch.keys):
-            return np.empty(0, dtype=np.uint8)
+            return outcomes_of(b"", "write no rows to", self.location, view)
         subject = f"write {len(batch.keys):,} rows of feature view {view!r} to"
 
         patience, replies = Patience(self.address.deadline), b""
@@ -164,6 +163,8 @@ class RedisStore(RedisServers):
 
     def _requests(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Iterator[bytes]:
         """One RESP request per script call."""
+        from materialize.online.redis.hashes import hash_words
+
         hashed = view in self.hashed
         words, shared = hash_words(batch) if hashed else ([batch.values], [])
         keys = framed(batch.keys, before=f"{self.prefix}:{view}:{{".encode(), after=b"}")
@@ -228,6 +229,9 @@ class RedisStore(RedisServers):
         return sum(there) / len(there) if there else None
 
     def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool, hashed: bool) -> list[list[int]]:
+        from materialize.online.redis.hashes import weigh_words
+        from materialize.online.redis.sizing import EXPIRY_MS, ROWS
+
         script, expiry = self.client.register_script(weigh_script()), EXPIRY_MS if expires else ""
         keys = [self._key(name, key) for key in sample.keys.to_pylist()]
         (rows, shared), replies = weigh_words(sample, hashed=hashed), list[list[int]]()
@@ -265,6 +269,10 @@ def framed(
     *columns: pa.BinaryArray, before: bytes = b"", after: bytes = b""
 ) -> tuple[memoryview, npt.NDArray[np.int64]]:
     """Every value as a RESP bulk string, those of one row after the other, and the n + 1 positions where rows begin and end."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     parts: list[bytes | pa.BinaryArray] = [b"$"]
     for column in columns:
         sizes = pc.add(pc.binary_length(column), len(before) + len(after))
