@@ -25,9 +25,9 @@ from generate_lake import values
 from measure import WrongResult
 
 from materialize import codec
+from materialize.codec import entity_keys
 from materialize.decoder import Decoder
 from materialize.feature_type import FeatureType
-from materialize.key_column import entity_keys
 from materialize.model import FeatureView
 from materialize.online.base import HEADER
 from materialize.piece import BATCH_BYTES

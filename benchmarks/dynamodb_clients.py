@@ -135,7 +135,7 @@ def write(store: DynamoDbStore, view: FeatureView, frame: pl.DataFrame) -> None:
     import polars as pl
 
     from materialize import codec
-    from materialize.key_column import entity_keys
+    from materialize.codec import entity_keys
     from materialize.model import Retention
     from materialize.online.base import HEADER
     from materialize.order import WRITTEN, stamp

@@ -1,4 +1,4 @@
-"""Rows to bytes: records of format version 1, as docs/format.md fixes them. Columns are encoded at once.
+"""Rows to bytes: entity keys, and records of format version 1, as docs/format.md fixes them. Columns are encoded at once.
 
 A record is a 36-byte header, a null bitmap if any feature is null, a fixed section and a variable section, all little-endian.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from materialize.decoder import FORMAT_VERSION, HAS_NULLS, HEADER_DTYPE, LENGTH_BYTES, NUMBER_CODES, UNIX_DATE
+from materialize.entity_key import ESCAPES
 from materialize.feature_type import FIXED_WIDTHS, FeatureType
 from materialize.online.base import HEADER, TOMBSTONE, EncodedBatch
 from materialize.order import NO_FLOOR
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from materialize.model import FeatureView
 
-__all__ = ["encode", "tombstones", "unstorable_rows"]
+__all__ = ["encode", "entity_keys", "tombstones", "unstorable_rows"]
 
 #: Rows laid out at once: 2,048 records of 50 features stay in the processor's second-level cache.
 LAYOUT_ROWS = 2_048
@@ -101,6 +102,20 @@ def _variable_bytes(column: pl.Expr, kind: FeatureType) -> pl.Expr:
     if kind.kind == "list":
         return column.list.len().cast(pl.Int64) * FIXED_WIDTHS[kind.item]
     return (column.str.len_bytes() if kind.kind == "string" else column.bin.size()).cast(pl.Int64)
+
+
+def entity_keys(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.Series:
+    """The entity key of each row: the join keys' text in order, escaped, joined by ``|``. Returns: Binary, no nulls."""
+    texts = [_key_text(key, rows.schema[key]) for key in join_keys]
+    return rows.select(key=pl.concat_str(texts, separator="|").cast(pl.Binary))["key"]
+
+
+def _key_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    text = pl.col(name).cast(pl.String)
+    if dtype == pl.String:
+        for character, escape in ESCAPES:
+            text = text.str.replace_all(character, escape, literal=True)
+    return text
 
 
 def encode(

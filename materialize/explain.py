@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from materialize import codec, latest, watermark
+from materialize.codec import entity_keys
 from materialize.decoder import Decoder, Header
 from materialize.entity_key import key_parts
 from materialize.errors import OfflineStoreError, OnlineStoreError
-from materialize.key_column import entity_keys
 from materialize.model import from_us, to_us
 from materialize.offline import commits_told, held_rows, join_values, open_table, read_entity
 from materialize.order import ERASED, GENERATION, NO_CREATED

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from materialize import codec, latest, readback, watermark
 from materialize.ahead import ahead
+from materialize.codec import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.guard import check_quarantined
-from materialize.key_column import entity_keys
 from materialize.model import Watermark
 from materialize.offline import (
     Quarantine,

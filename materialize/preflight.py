@@ -56,7 +56,7 @@ def check_memory(view: FeatureView, store: OnlineStore, plan: Plan, facts: Facts
     if plan.rows * each <= free:
         return
     from materialize import latest
-    from materialize.key_column import entity_keys
+    from materialize.codec import entity_keys
 
     entities = latest.distinct(_rows(view, store, plan, table), view.join_keys)
     some = entity_keys(entities.sample(min(LOOKED_UP, entities.height), seed=0), view.join_keys).to_list()

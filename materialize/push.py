@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from materialize import codec, latest, metrics, watermark
+from materialize.codec import entity_keys
 from materialize.errors import OnlineStoreError, RowsError
-from materialize.key_column import entity_keys
 from materialize.model import mask_credentials
 from materialize.offline import Appender, digest, given_rows
 from materialize.online.base import HEADER, OnlineStore

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from materialize import watermark
-from materialize.key_column import entity_keys
+from materialize.codec import entity_keys
 from materialize.lease import held_by
 from materialize.offline import Quarantine, held_rows, mark_released
 from materialize.order import ERASED, stamp

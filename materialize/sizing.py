@@ -13,8 +13,8 @@ import numpy as np
 import polars as pl
 
 from materialize import codec, latest
+from materialize.codec import entity_keys
 from materialize.errors import OfflineStoreError
-from materialize.key_column import entity_keys
 from materialize.model import to_us
 from materialize.offline import live_rows, newest_commits, open_table, read_features, read_order, total_rows
 from materialize.online.demand import SECONDS_A_DAY, Demand

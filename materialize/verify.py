@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 
 from materialize import decoder, latest, metrics, watermark
+from materialize.codec import entity_keys
 from materialize.errors import OnlineStoreError
-from materialize.key_column import entity_keys
 from materialize.lease import held_by
 from materialize.model import Watermark, to_us
 from materialize.offline import open_table, total_rows

@@ -202,6 +202,13 @@ MUTANTS = (
         "    if at < stored.floor - 2**39:",
     ),
     Mutant("later commit does not win a tie", "piece.py", "tie_wins=changes", "tie_wins=False"),
+    Mutant(
+        "rows taken for stored whose keys were there",
+        "online/redis/store.py",
+        'outcomes[low:high] = ord("1") * done',
+        'outcomes[low:high] = ord("1")',
+        "tests/test_online_redis.py",
+    ),
     Mutant("backfill wins a tie", "piece.py", "tie_wins=changes", "tie_wins=True", "tests/test_pipeline.py"),
     Mutant(
         "entity that is not online gets no tombstone",

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 from hypothesis import given, strategies as st
 
+from materialize.codec import entity_keys
 from materialize.entity_key import format_key, parse_key
-from materialize.key_column import entity_keys
 
 FORMAT = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
 pieces = st.one_of(st.sampled_from(["%", "|", "{", "}", "7C", "25", "%7C", "%25", "%7B"]), st.characters(codec="utf-8"))

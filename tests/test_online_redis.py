@@ -7,6 +7,7 @@ import logging
 import pickle
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -18,15 +19,18 @@ from redis import exceptions as driver
 from materialize.errors import ConfigError, OnlineStoreError, StoreFullError, UnavailableError
 from materialize.model import Retention, to_us
 from materialize.online.base import HEADER, TOMBSTONE
-from materialize.online.redis import store as module
+from materialize.online.redis import columns, store as module
 from materialize.online.redis.answers import FULL, REFUSED, TRANSIENT, translated
+from materialize.online.redis.framing import bulk, write_options
 from materialize.online.redis.store import RedisStore
 from materialize.order import STALE, UNCHANGED, WRITTEN
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
 from tests import servers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from materialize.online.base import EncodedBatch
 
 PASSWORD = "s3cret-p4ss"
 HOUR_US = 3_600_000_000
@@ -137,17 +141,48 @@ class TestRedisStore(OnlineStoreContract):
                 unanswered -= self.sizes.pop(0)
                 return self.connection.read_response(disable_decoding=disable_decoding)
 
-        requests = store._requests(
-            "view", make_batch([Row(b"%d" % n, payload=b"x" * 3_000) for n in range(5_000)]), "merge", FOREVER
-        )
+        batch = make_batch([Row(b"%d" % n, payload=b"x" * 3_000) for n in range(5_000)])
+        requests = requests_of(store, batch)
         store.client.script_load(store.write_script.script)
         connection = store.pool.get_connection()
         replies = store._pipeline(Watched(connection), requests)
         store.pool.release(connection)
 
-        assert replies == b"1" * 5_000
+        assert b"".join(replies) == b"1" * 5_000
         assert unanswered == 0
-        assert module.BYTES_IN_FLIGHT / 2 < most <= module.BYTES_IN_FLIGHT + 2 * module.BYTES_PER_CALL
+        assert module.BYTES_IN_FLIGHT / 2 < most <= module.BYTES_IN_FLIGHT + 2 * columns.BYTES_PER_CALL
+
+    def test_rows_of_absent_keys_need_no_script(self, store: RedisStore, server: servers.Server) -> None:
+        rows = [Row(b"%d" % number) for number in range(5_000)]
+        before = calls(server)
+
+        assert write(store, *rows) == [WRITTEN] * 5_000
+
+        assert calls(server) - before == {"msetnx": 50}
+        assert content(store) == records(*rows)
+
+    @pytest.mark.parametrize(("there", "scripts"), [(7, 50), (4_950, 1), (250, 1)])
+    def test_a_key_that_is_there_keeps_the_order_rule(
+        self, store: RedisStore, server: servers.Server, there: int, scripts: int
+    ) -> None:
+        newer = Row(b"%d" % there, 20)
+        write(store, newer)
+        rows = [Row(b"%d" % number, 10) for number in range(5_000)]
+        before = calls(server)
+
+        outcomes = write(store, *rows)
+
+        assert outcomes == [STALE if number == there else WRITTEN for number in range(5_000)]
+        assert content(store) == records(*rows) | records(newer)
+        assert (calls(server) - before)["evalsha"] == scripts
+
+    def test_what_is_no_record_is_left_alone_among_absent_keys(self, store: RedisStore, server: servers.Server) -> None:
+        server.client.rpush("fs:view:{4000}", "theirs")
+
+        with pytest.raises(OnlineStoreError, match="found 1 keys below fs:view:"):
+            write(store, *(Row(b"%d" % number) for number in range(5_000)))
+
+        assert server.client.lrange("fs:view:{4000}", 0, -1) == [b"theirs"]
 
     def test_values_larger_than_a_call_are_sent_alone(self, store: RedisStore) -> None:
         sizes = [1, 256 * 1024 - 1, 256 * 1024, 256 * 1024 + 1, 700_000, 3_000_000, 10, 5_000_000, 0]
@@ -161,12 +196,10 @@ class TestRedisStore(OnlineStoreContract):
     def test_calls_are_bounded_in_rows_and_bytes(self, store: RedisStore) -> None:
         rows = [Row(b"%d" % number, payload=b"x" * (number % 7) * 20_000) for number in range(500)]
 
-        requests = list(store._requests("view", make_batch(rows), "merge", FOREVER))
-
-        for request in requests:
+        for request in requests_of(store, make_batch(rows)):
             count = int(request.split(b"\r\n", 7)[6])
-            assert count <= module.ROWS_PER_CALL
-            assert count == 1 or len(request) <= module.BYTES_PER_CALL + 20_000
+            assert count <= columns.ROWS_PER_CALL
+            assert count == 1 or len(request) <= columns.BYTES_PER_CALL + 20_000
 
     # --- expiry ---
 
@@ -288,6 +321,7 @@ class TestRedisStore(OnlineStoreContract):
 
     def test_scripts_flushed_within_a_batch_are_loaded_again(self, store: RedisStore, server: servers.Server) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
+        write(store, Row(b"0"))  # with a key of the first call there, all calls are of the script
 
         with _after_some_requests(store, server.client.script_flush):
             outcomes = store.merge("view", batch, tie_wins=True, retention=FOREVER).tolist()
@@ -298,6 +332,7 @@ class TestRedisStore(OnlineStoreContract):
     def test_a_connection_with_unread_replies_is_never_used_again(self, server: servers.Server) -> None:
         batch = make_batch([Row(b"%d" % number) for number in range(5_000)])
         with RedisStore(f"{server.url}?deadline=0.2") as store:
+            write(store, Row(b"0"))
             flushed = _after_some_requests(store, server.client.script_flush, always=True)
             with pytest.raises(UnavailableError, match=r"No matching script|NOSCRIPT"), flushed:
                 store.merge("view", batch, tie_wins=True, retention=FOREVER)
@@ -319,27 +354,45 @@ class TestRedisStore(OnlineStoreContract):
         assert len(store.merge("view", batch, tie_wins=True, retention=FOREVER)) == 5_000
 
 
+def records(*rows: Row) -> dict[bytes, bytes]:
+    """What is stored of *rows* where nothing was."""
+    batch = make_batch(rows)
+    return dict(zip(batch.keys.to_pylist(), batch.values.to_pylist(), strict=True))
+
+
+def calls(server: servers.Server) -> Counter[str]:
+    """How often the server was sent each command that stores rows."""
+    told = {name: server.client.info("commandstats").get(f"cmdstat_{name}", {}) for name in ("msetnx", "evalsha")}
+    return Counter({name: one["calls"] for name, one in told.items() if one})
+
+
+def requests_of(store: RedisStore, batch: EncodedBatch) -> Iterator[bytes]:
+    """The calls of the script that merge *batch*."""
+    sha = bulk(store.write_script.sha.encode())
+    return columns.columns_of("fs:view", batch, hashed=False).requests(sha, write_options("merge", FOREVER))
+
+
 @contextmanager
 def _after_some_requests(
     store: RedisStore, happening: Callable[[], object], requests: int = 10, *, always: bool = False
 ) -> Iterator[None]:
     """While open, *happening* is called once some requests of the next write were sent; *always*: of each attempt at it."""
-    original = store._requests
+    original = store._pipeline
     happened = 0
 
-    def interrupted(*arguments: object) -> Iterator[bytes]:
+    def interrupted(several: Iterable[bytes]) -> Iterator[bytes]:
         nonlocal happened
-        for number, request in enumerate(original(*arguments)):
+        for number, request in enumerate(several):
             if number == requests and (always or not happened):
                 happened += 1
                 happening()
             yield request
 
-    store._requests = interrupted
+    store._pipeline = lambda connection, several: original(connection, interrupted(several))
     try:
         yield
     finally:
-        del store._requests
+        del store._pipeline
 
 
 # --- what can go wrong with a server -----------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 
 from materialize import codec, decoder
+from materialize.codec import entity_keys
 from materialize.entity_key import format_key, parse_key
 from materialize.feature_type import FIXED_WIDTHS, LIST_ITEMS, MAX_PRECISION, FeatureType
-from materialize.key_column import entity_keys
 from materialize.model import FeatureView, Watermark, from_us
 from materialize.online.base import OnlineStore
 from materialize.online.dynamodb import DynamoDbStore

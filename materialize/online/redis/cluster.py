@@ -13,16 +13,16 @@ import numpy as np
 from redis import exceptions as driver
 
 from materialize.online.redis.answers import Patience, passes, translated
+from materialize.online.redis.columns import columns_of
 from materialize.online.redis.evidence import position_of
 from materialize.online.redis.framing import bulk, command, lua, outcomes_of, weigh_script, write_options, write_script
-from materialize.online.redis.hashes import hash_words, weigh_words
+from materialize.online.redis.hashes import weigh_words
 from materialize.online.redis.lanes import exchange
 from materialize.online.redis.probe import RedisProbe, SlowestProbe
 from materialize.online.redis.reading import ASKING, NOT_LOCAL, QUICK_ROUNDS, redirect
 from materialize.online.redis.shared import CURSORS, RedisServers, apart, scanned
 from materialize.online.redis.sizing import EXPIRY_MS
 from materialize.online.redis.slots import SLOTS, entity_slots, slot_of, slot_tags
-from materialize.online.redis.store import Columns, framed
 from materialize.online.redis.topology import ClusterServers
 from materialize.online.redis.wire import run
 
@@ -111,7 +111,7 @@ class RedisClusterStore(RedisServers):
             calls: dict[Node, list[tuple[npt.NDArray[np.int64], bytes]]] = {}
             for place in np.unique(owners[owners >= 0]):
                 rows = np.flatnonzero(owners == place)
-                columns = _columns(name, batch.take(rows), hashed=hashed)
+                columns = columns_of(name, batch.take(rows), hashed=hashed)
                 calls[topology.primaries[place]] = [
                     (rows[low:high], columns.undeclared(script, options, low, high)) for low, high in columns.calls()
                 ]
@@ -121,7 +121,7 @@ class RedisClusterStore(RedisServers):
                     if isinstance(reply, bytes):
                         outcomes[rows] = np.frombuffer(reply, dtype=np.uint8)
             if len(left := np.flatnonzero(outcomes == 0)):
-                columns = _columns(name, batch.take(left), hashed=hashed)
+                columns = columns_of(name, batch.take(left), hashed=hashed)
                 requests = [columns.request(script, options, row, row + 1) for row in range(len(left))]
                 again = self._each(slots[left], requests, patience, write=True)
                 outcomes[left] = np.frombuffer(b"".join(again), dtype=np.uint8)
@@ -335,12 +335,6 @@ class RedisClusterStore(RedisServers):
     def close(self) -> None:
         self.reading.close()
         self.servers.close()
-
-
-def _columns(name: str, batch: EncodedBatch, *, hashed: bool) -> Columns:
-    words, shared = hash_words(batch) if hashed else ([batch.values], [])
-    keys = framed(batch.keys, before=f"{name}:{{".encode(), after=b"}")
-    return Columns(*keys, *framed(*words), len(words), shared)
 
 
 def _slots(names: Sequence[bytes]) -> npt.NDArray[np.int64]:

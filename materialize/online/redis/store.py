@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,8 @@ from materialize.online.redis.probe import RedisProbe
 from materialize.online.redis.shared import CURSORS, RedisServers, apart, held, scanned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-    import pyarrow as pa
     from redis.connection import Connection
 
     from materialize.model import Retention
@@ -38,76 +34,10 @@ if TYPE_CHECKING:
     from materialize.online.reading import ReadTerms
     from materialize.online.redis.address import Address
 
-__all__ = ["BYTES_IN_FLIGHT", "BYTES_PER_CALL", "ROWS_PER_CALL", "Columns", "RedisStore", "framed"]
+__all__ = ["BYTES_IN_FLIGHT", "RedisStore"]
 
-#: Rows per script call: at 1.5 us a row a call keeps readers waiting 0.15 ms; 4,000 rows raised their median to 7 ms.
-ROWS_PER_CALL = 100
-#: Words of rows of many words per script call, for hashes: a word costs the server about 1 us.
-WORDS_PER_CALL = 250
-#: Bytes per script call, for long values: one call stays below what a reader should wait for.
-BYTES_PER_CALL = 256 * 2**10
 #: Bytes sent and not yet answered, per connection: enough to keep the server busy, small enough to stop quickly.
 BYTES_IN_FLIGHT = 2 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Rows to be written, framed: keys and values as RESP bulk strings one after the other, each with the n + 1 places where they end.
-
-    ``words``: how many bulk strings the values of one row are. ``shared``: words that all rows of a call have in common, not framed.
-    """
-
-    keys: memoryview
-    key_ends: npt.NDArray[np.int64]
-    values: memoryview
-    value_ends: npt.NDArray[np.int64]
-    words: int = 1
-    shared: Sequence[bytes] = ()
-
-    def calls(self) -> Iterator[tuple[int, int]]:
-        """Cut rows into script calls of bounded rows, words and bytes; a longer value has a call of its own."""
-        import numpy as np
-
-        ends = self.value_ends
-        rows, low = len(ends) - 1, 0
-        most = ROWS_PER_CALL if self.words == 1 else max(1, min(ROWS_PER_CALL, WORDS_PER_CALL // self.words))
-        while low < rows:
-            fitting = int(np.searchsorted(ends, ends[low] + BYTES_PER_CALL, side="right")) - 1
-            high = min(max(fitting, low + 1), low + most, rows)
-            yield low, high
-            low = high
-
-    def request(self, script: bytes, options: bytes, low: int, high: int) -> bytes:
-        """The call of *script* for some rows, whose keys are declared: one server, or one slot of a cluster."""
-        return b"".join(
-            (
-                b"*%d\r\n$7\r\nEVALSHA\r\n" % self._words_of(high - low),
-                script,
-                bulk(b"%d" % (high - low)),
-                self.keys[self.key_ends[low] : self.key_ends[high]],
-                options,
-                *map(bulk, self.shared),
-                self.values[self.value_ends[low] : self.value_ends[high]],
-            )
-        )
-
-    def undeclared(self, script: bytes, options: bytes, low: int, high: int) -> bytes:
-        """The same for keys of several slots of one server, which are arguments after the options."""
-        return b"".join(
-            (
-                b"*%d\r\n$7\r\nEVALSHA\r\n" % self._words_of(high - low),
-                script,
-                b"$1\r\n0\r\n",
-                options,
-                *map(bulk, self.shared),
-                self.keys[self.key_ends[low] : self.key_ends[high]],
-                self.values[self.value_ends[low] : self.value_ends[high]],
-            )
-        )
-
-    def _words_of(self, rows: int) -> int:
-        """Of a call with so many rows: their keys and values, EVALSHA, the script, the number of keys and three options."""
-        return (1 + self.words) * rows + 6 + len(self.shared)
 
 
 class RedisStore(RedisServers):
@@ -147,37 +77,40 @@ class RedisStore(RedisServers):
         return self._write(view, batch, "replace", retention)
 
     def _write(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Outcomes:
-        if not len(batch.keys):
-            return outcomes_of(b"", "write no rows to", self.location, view)
-        subject = f"write {len(batch.keys):,} rows of feature view {view!r} to"
+        """Without a script where no key of a call is there, else by it."""
+        import numpy as np
 
-        patience, replies = Patience(self.address.deadline), b""
-        while not replies:
+        from materialize.online.redis.columns import absent_requests, columns_of, in_turn
+
+        subject, name = f"write {len(batch.keys):,} rows of feature view {view!r} to", f"{self.prefix}:{view}"
+        hashed, options = view in self.hashed, write_options(mode, retention)
+        script = self.hash_script if hashed else self.write_script
+        may_be_absent = retention.ttl_us is None and not batch.tombstone and not hashed
+        patience, told = Patience(self.address.deadline), b""
+        while len(told) < len(batch.keys):
             with self._waiting(subject, patience):
-                self.client.script_load(self._script(hashed=view in self.hashed).script)
+                self.client.script_load(script.script)
                 with held(self.pool) as connection:
-                    replies = self._pipeline(connection, self._requests(view, batch, mode, retention))
+                    outcomes = np.zeros(len(batch.keys), dtype=np.uint8)
+                    for calls in in_turn(batch) if may_be_absent else ():
+                        stored = self._pipeline(connection, absent_requests(batch, name, calls))
+                        for (low, high), done in zip(calls, stored, strict=True):
+                            outcomes[low:high] = ord("1") * done
+                        if not stored[0]:
+                            break
+                    if len(left := np.flatnonzero(outcomes == 0)):
+                        some = batch if len(left) == len(outcomes) else batch.take(left)
+                        columns = columns_of(name, some, hashed=hashed)
+                        replies = self._pipeline(connection, columns.requests(bulk(script.sha.encode()), options))
+                        outcomes[left] = np.frombuffer(b"".join(replies), dtype=np.uint8)
                     # Asked on the same connection, so it is the same server that took them.
                     self._wrote(*ask_position(connection))
-        return outcomes_of(replies, subject, self.location, f"{self.prefix}:{view}")
+                    told = outcomes.tobytes()
+        return outcomes_of(told, subject, self.location, name)
 
-    def _requests(self, view: str, batch: EncodedBatch, mode: str, retention: Retention) -> Iterator[bytes]:
-        """One RESP request per script call."""
-        from materialize.online.redis.hashes import hash_words
-
-        hashed = view in self.hashed
-        words, shared = hash_words(batch) if hashed else ([batch.values], [])
-        keys = framed(batch.keys, before=f"{self.prefix}:{view}:{{".encode(), after=b"}")
-        columns = Columns(*keys, *framed(*words), len(words), shared)
-        script, options = bulk(self._script(hashed=hashed).sha.encode()), write_options(mode, retention)
-        return (columns.request(script, options, low, high) for low, high in list(columns.calls()))
-
-    def _script(self, *, hashed: bool) -> Any:
-        return self.hash_script if hashed else self.write_script
-
-    def _pipeline(self, connection: Connection, requests: Iterator[bytes]) -> bytes:
+    def _pipeline(self, connection: Connection, requests: Iterable[bytes | memoryview]) -> list[Any]:
         """Send all requests with bounded bytes in flight, one by one while the brake is on, and read every reply, in order."""
-        replies: list[bytes] = []
+        replies: list[Any] = []
         in_flight: deque[int] = deque()
         sent = self.brake.clock()
         for request in requests:
@@ -191,7 +124,7 @@ class RedisStore(RedisServers):
             connection.send_packed_command([request], check_health=False)  # type: ignore[no-untyped-call]
             in_flight.append(len(request))
         replies += [read_reply(connection) for _ in in_flight]
-        return b"".join(replies)
+        return replies
 
     def scan(self, view: str, *, start: float = 0.0) -> Iterator[tuple[list[bytes], list[bytes]]]:
         head, tail = f"{self.prefix}:{view}:{{".encode(), b"}"
@@ -229,6 +162,7 @@ class RedisStore(RedisServers):
         return sum(there) / len(there) if there else None
 
     def _weigh(self, name: str, sample: EncodedBatch, subject: str, *, expires: bool, hashed: bool) -> list[list[int]]:
+        from materialize.online.redis.columns import BYTES_PER_CALL, WORDS_PER_CALL
         from materialize.online.redis.hashes import weigh_words
         from materialize.online.redis.sizing import EXPIRY_MS, ROWS
 
@@ -263,23 +197,3 @@ def _pool(address: Address) -> redis.ConnectionPool:
         address.service, sentinels, ssl=bool(address.sentinel["ssl"]), **options
     )
     return pool
-
-
-def framed(
-    *columns: pa.BinaryArray, before: bytes = b"", after: bytes = b""
-) -> tuple[memoryview, npt.NDArray[np.int64]]:
-    """Every value as a RESP bulk string, those of one row after the other, and the n + 1 positions where rows begin and end."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    parts: list[bytes | pa.BinaryArray] = [b"$"]
-    for column in columns:
-        sizes = pc.add(pc.binary_length(column), len(before) + len(after))
-        parts += [pc.cast(pc.cast(sizes, pa.string()), pa.binary()), b"\r\n" + before, column, after + b"\r\n$"]
-    parts[-1] = after + b"\r\n"
-    joined = pc.binary_join_element_wise(
-        *(pa.scalar(part, pa.binary()) if isinstance(part, bytes) else part for part in (*parts, b""))
-    )
-    _, offsets, data = joined.buffers()
-    return memoryview(data), np.frombuffer(offsets, dtype=np.int32, count=len(joined) + 1).astype(np.int64)
