@@ -21,6 +21,7 @@ from materialize.online.redis import RedisStore
 from materialize.online.redis.acl import PLACEHOLDER, ROLES, acl_line, commands
 from materialize.online.redis.answers import translated
 from materialize.online.redis.following import RedisFollower
+from materialize.order import STALE
 from materialize.pipeline import Run
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, make_batch
 from materialize.verify import verify
@@ -61,10 +62,19 @@ def used_by_runs(server: servers.Server, store: RedisStore, table: Table) -> Non
         store.merge("other", batch, tie_wins=True, retention=FOREVER)
         store.merge("other", make_batch([Row(b"k", 9), Row(b"l", 9)]), tie_wins=True, retention=FOREVER)
         server.client.script_flush()
+    used_by_long_records(store)
     used_by_layouts(store)
     used_by_sizing(store, table)
     assert store.record_bytes("other", [b"k"])  # asked where a server has a limit of memory
     store.describe()
+
+
+def used_by_long_records(store: RedisStore) -> None:
+    """Of a record of many bytes only the header is read, and written where it stays with another floor."""
+    newer, older = Row(b"long", 9, version=AT + 9, payload=b"x" * 2_000), Row(b"long", 1, payload=b"x" * 2_000)
+    store.merge("other", make_batch([newer]), tie_wins=True, retention=FOREVER)
+    outcomes = store.replace("other", make_batch([older], floor=AT), at=AT, retention=FOREVER)
+    assert outcomes.tolist() == [STALE]
 
 
 def used_by_layouts(store: RedisStore) -> None:

@@ -175,6 +175,7 @@ def play_calls(store: OnlineStore, seed: int, view: str) -> None:
     AssertionError when an outcome or a record is not what `materialize.order` says.
     """
     rng, model = random.Random(seed), dict[bytes, order.Record]()  # noqa: S311 - repeatable, not secret
+    width = 1_000 if seed % 3 == 0 else 0  # a store may treat long records in another way
     for call in range(rng.randint(5, 20)):
         version, gone = AT + rng.randint(1, 6), rng.random() < 0.3
         replaces = gone or rng.random() < 0.4
@@ -184,7 +185,7 @@ def play_calls(store: OnlineStore, seed: int, view: str) -> None:
                 event_us=None if gone else rng.randint(1, 2),
                 created_us=0 if gone else rng.randint(1, 3),
                 version=version,
-                payload=b"" if gone else b"%d" % call,
+                payload=b"" if gone else (b"%d" % call).ljust(width, b"."),
             )
             for entity in rng.sample((b"a", b"b", b"c"), rng.randint(1, 3))
         )

@@ -24,9 +24,9 @@ CACHE = (*READ, "client|tracking")
 #: Further, what verify and status send.
 VERIFY = (*READ, "scan", "time")
 #: What the scripts alone send.
-SCRIPTS = ("exists", "hset", "mset", "msetnx", "object|encoding", "persist", "pexpireat")
+SCRIPTS = ("exists", "getrange", "hset", "mset", "object|encoding", "persist", "pexpireat", "setrange")
 #: Further, what runs send; doctor sends INFO.
-RUN = (*VERIFY, "evalsha", "info", "memory|usage", "script|load", "set", "wait", *SCRIPTS)
+RUN = (*VERIFY, "evalsha", "info", "memory|usage", "msetnx", "script|load", "set", "wait", *SCRIPTS)
 #: What readers in any language send to hashes (docs/layouts.md). They cannot read records of the layout `vector`.
 PLAIN = ("client|setname", "hget", "hgetall", "hmget")
 ROLES = {"run": RUN, "read": READ, "cache": CACHE, "plain": PLAIN, "verify": VERIFY}

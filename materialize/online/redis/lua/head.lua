@@ -28,8 +28,8 @@ local replacing, tie_wins = ARGV[1] == "replace", ARGV[1] == "merge_tie"
 local ttl, keep = tonumber(ARGV[2]), tonumber(ARGV[3])
 local unpack_fields, sub = struct.unpack, string.sub
 
--- A record that stays in a hash, with another floor and expiry.
-local function keep_hash(key, kept, time)
-  redis.call("HSET", key, "_", kept)
+-- A record that stays, with another floor and expiry: in a hash, or in a string, of which `kept` may be the header alone.
+local function refloor(key, kept, time, hashed)
+  if hashed then redis.call("HSET", key, "_", kept) else redis.call("SETRANGE", key, "28", sub(kept, 29, 36)) end
   if time then redis.call("PEXPIREAT", key, time) else redis.call("PERSIST", key) end
 end

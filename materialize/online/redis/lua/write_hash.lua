@@ -37,12 +37,8 @@ for i = 1, #keys do
   local key, place = keys[i], first + (i - 1) * width + 1
   local new, old = ARGV[place], held[i]
   -- RULE
-  if kept and stays and hashes[i] then
-    keep_hash(key, kept, time)
-  elseif kept and stays and time then
-    redis.call("SET", key, kept, "PXAT", time)
-  elseif kept and stays then
-    redis.call("SET", key, kept)
+  if kept and stays then
+    refloor(key, kept, time, hashes[i])
   elseif kept then
     if old then redis.call("PEXPIREAT", key, 1) end -- as DEL does, which users of runs may not send
     set_fields(key, kept, features, 4, place)

@@ -3,19 +3,25 @@
 -- KEYS[1..n]   record keys; none in a call for keys of several slots of one server of a cluster (head.lua)
 -- ARGV[4..]    n records; where KEYS is empty, n record keys before them
 
+-- Of what a key holds the rule needs the header. MGET gives whole records in one call, each of which Lua hashes byte by byte: from this
+-- length on, that costs more than a GETRANGE for each key.
+local LONG = 800
+
 local declared, keys, first, held = #KEYS > 0, KEYS, 3, {}
-if declared then
+if not declared then
+  keys, first = {}, 3 + (#ARGV - 3) / 2
+  for i = 1, first - 3 do keys[i] = ARGV[i + 3] end
+end
+if declared and #ARGV[4] < LONG then
   held = redis.call("MGET", unpack(KEYS))
 else
-  keys, first = {}, 3 + (#ARGV - 3) / 2
-  for i = 1, first - 3 do
-    keys[i] = ARGV[i + 3]
-    local old = redis.pcall("GET", keys[i])
+  for i = 1, #keys do
+    local old = redis.pcall("GETRANGE", keys[i], "0", "35")
     if type(old) == "table" then
       if not string.find(old.err, "WRONGTYPE", 1, true) then return old end
-      old = false -- as MGET says it
+      old = "" -- as MGET says it
     end
-    held[i] = old
+    held[i] = old ~= "" and old
   end
 end
 
@@ -25,7 +31,7 @@ local function store_over(key, new)
   if type(old) ~= "string" then return "3" end
   -- RULE
   if stays then
-    keep_hash(key, kept, time)
+    refloor(key, kept, time, true)
   elseif kept and time then
     redis.call("SET", key, kept, "PXAT", time)
   elseif kept then
@@ -41,7 +47,9 @@ local outcomes, over, last_over, fresh, last_fresh, fresh_row = {}, {}, 0, {}, 0
 for i = 1, #keys do
   local new, old = ARGV[first + i], held[i]
   -- RULE
-  if kept then
+  if stays then
+    refloor(keys[i], kept, time, false)
+  elseif kept then
     if time then
       if old then
         redis.call("SET", keys[i], kept, "PXAT", time)
