@@ -65,11 +65,12 @@ bench: $(STAMP)  ## how fast this is beside its limits and peers: docs/benchmark
 bench-large: $(STAMP)  ## the same up to 5 M entities x 200 features: docs/benchmarks/large.md, in hours
 	$(BENCH) --scale large
 
-check: $(STAMP)  ## lint, format, types and import contracts
+check: $(STAMP)  ## lint, format, types, import contracts and the gate against slowness
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy --strict materialize
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" lint-imports --no-logo
+	@$(PY) benchmarks/gate.py
 
 lock: $(STAMP)  ## compile requirements.txt from pyproject.toml for Python 3.10 to 3.13
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras \

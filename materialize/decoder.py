@@ -152,12 +152,12 @@ class Decoder:
         *records*: all with a null bitmap or, without *nulls*, all without. Returns: values float64 and null bool, both of shape
         (n, k), in the order of *names*; the value of a null means nothing. Raises as `decode` does.
         """
-        start = HEADER.size + self.bitmap_size * nulls
-        if self.variable or any(len(record) != start + self.fixed.size for record in records):
+        dtype, wanted = self.dtypes[nulls], records
+        if self.variable or not {dtype.itemsize}.issuperset(map(len, records)):
             for record in records:  # 1 us each; raises where one is damaged
                 self.values(record)
-        dtype = self.dtypes[nulls]
-        rows = np.frombuffer(b"".join([record[: dtype.itemsize] for record in records]), dtype=dtype)
+            wanted = [record[: dtype.itemsize] for record in records]
+        rows = np.frombuffer(b"".join(wanted), dtype=dtype)
         values = np.empty((len(records), len(names)))
         places = [self.names.index(name) for name in names]
         for column, place in enumerate(places):

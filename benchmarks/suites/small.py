@@ -26,7 +26,7 @@ NOTHING, THOUSAND = "nothing new", f"{ROWS:,} new rows"
 PASS, IMPORTS = "python -c pass", "the imports alone"
 OPEN, BARE = "the table opened, one PING", f"the new file read, {ROWS:,} ready SETs by redis-py"
 #: What such a run loads.
-NEEDED = "import materialize.cli.runs, materialize.pipeline, materialize.config, materialize.online.redis"
+NEEDED = "import materialize.cli.runs, materialize.pipeline, materialize.config, materialize.online.redis.store"
 
 
 @dataclass(frozen=True, slots=True)
