@@ -29,7 +29,7 @@ os.environ["POLARS_MAX_THREADS"] = "1"  # before polars counts the cores
 
 import numpy as np
 import polars as pl
-from deltalake import DeltaTable, write_deltalake
+from deltalake import write_deltalake
 
 import materialize
 from materialize import codec, latest, pipeline
@@ -64,7 +64,6 @@ BUDGETS = {
     "decode, times struct.unpack": 9.5,  # 5.7 to 6.6
     "decode to a matrix, times numpy joining": 3.4,  # 2.0 to 2.3
     "winners, times a sort of their rows": 3.3,  # 2.0 to 2.8
-    "plan, times opening and parsing its log": 3.5,  # 1.6 to 3.1
 }
 
 PACKAGE = str(Path(materialize.__file__).parent)
@@ -277,13 +276,6 @@ class Commits:
         if (plan.from_version, plan.to_version, plan.rows) != (0, self.commits, self.commits):
             raise SystemExit(f"planned {plan}, expected {self.commits} commits of a row")
 
-    def parsed(self) -> None:
-        """The table opened, as planning has to, and its commit files read one after the other."""
-        DeltaTable(self.view.source)
-        for version in range(1, self.commits + 1):
-            for line in self._file(version).read_bytes().splitlines():
-                json.loads(line)
-
 
 def checks(folder: Path) -> list[Check]:
     """Every check, its data made."""
@@ -344,11 +336,6 @@ def checks(folder: Path) -> list[Check]:
             "winners, times a sort of their rows",
             partial(ratio, more.winners, more.sorted, "latest.valid_rows and latest.newest"),
             "make bench SUITES=latest",
-        ),
-        Check(
-            "plan, times opening and parsing its log",
-            partial(ratio, long.planned, long.parsed, "pipeline.make_plan"),
-            "python benchmarks/changes.py",
         ),
     ]
 
