@@ -9,7 +9,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.online.dynamodb import DynamoDbStore
@@ -227,8 +227,11 @@ def test_credentials_are_asked_for_anew_when_they_expire(server: Scripted, tmp_p
 
 
 def test_lack_of_credentials_is_told(server: Scripted) -> None:
-    with opened(at(server), account="") as store, pytest.raises(OnlineStoreError, match="Unable to locate credentials"):
-        store.merge("view", make_batch([Row(b"a")]), tie_wins=True, retention=FOREVER)
+    with opened(at(server), account="") as store:
+        with pytest.raises(NoCredentialsError):
+            store.client.call(OFTEN, BODY)
+        with pytest.raises(OnlineStoreError, match="Unable to locate credentials"):
+            store.merge("view", make_batch([Row(b"a")]), tie_wins=True, retention=FOREVER)
 
     assert server.came == []
 
