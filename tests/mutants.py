@@ -484,13 +484,6 @@ MUTANTS = (
         '        auth = self.__dict__.setdefault("auth", self._signer.get_auth_instance(*self._scope))',
         "tests/test_online_dynamodb_attempt.py",
     ),
-    Mutant(
-        "DynamoDB: an answer that lacks some rows waited for without end",
-        "online/dynamodb/sending.py",
-        "        if found != expected:",
-        "        if found > expected:",
-        "tests/test_online_dynamodb_attempt.py",
-    ),
     # --- rows that cannot be stored, and sources that shrink ---
     Mutant(
         "quarantine: rows of another piece than the first not kept",

@@ -1,4 +1,4 @@
-"""The first attempt at a request: a ready body in, the HTTP response out, in half of the CPU that botocore's own way takes.
+"""The first attempt at a request: a ready body in, the HTTP response out, in little more than half of the CPU of botocore's own way.
 
 Of that way it leaves out what says the same for every request of one operation: headers are prepared once, nothing listens to events,
 and there is no id that would join the attempts. Credentials (also their refresh), keys and signatures, connections, TLS, timeouts and
