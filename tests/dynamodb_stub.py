@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from botocore.awsrequest import AWSResponse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from botocore.awsrequest import AWSPreparedRequest
     from botocore.client import BaseClient
 
-__all__ = ["Stub", "Time", "answer", "payload"]
+__all__ = ["Stub", "Time", "answer", "before_sending", "payload"]
 
 STATEMENTS, KEYS = 25, 100
 
@@ -43,8 +45,8 @@ class Stub:
 
     def serve(self, client: BaseClient) -> None:
         """Answer all requests of *client* from now on."""
-        client.meta.events.register("before-send.dynamodb.BatchExecuteStatement", self._write)
-        client.meta.events.register("before-send.dynamodb.BatchGetItem", self._read)
+        before_sending(client, self._write, "BatchExecuteStatement")
+        before_sending(client, self._read, "BatchGetItem")
 
     def _write(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse:
         with self.lock:
@@ -95,6 +97,22 @@ class Stub:
 
 def error(code: str, item: dict[str, Any] | None = None) -> dict[str, Any]:
     return {"Error": {"Code": code, "Message": code} | ({} if item is None else {"Item": item})}
+
+
+def before_sending(client: BaseClient, hear: Callable[..., AWSResponse | None], operation: str = "") -> None:
+    """*hear* gets each request of *client* before it is sent, first attempts and others, and may answer it: as by botocore's event
+    before-send, which is not emitted for the product's own first attempts.
+    """
+    session: Any = client._endpoint.http_session  # type: ignore[attr-defined]
+    send = session.send
+
+    def heard(request: AWSPreparedRequest) -> AWSResponse:
+        target: str | bytes = request.headers.get("X-Amz-Target", "")
+        name = (target.decode() if isinstance(target, bytes) else target).rpartition(".")[2]
+        found = hear(request=request, event_name=f"before-send.dynamodb.{name}") if operation in {"", name} else None
+        return send(request) if found is None else found
+
+    session.send = heard
 
 
 class Raw:

@@ -477,6 +477,20 @@ MUTANTS = (
         "None",
         "tests/test_online_dynamodb_bulk.py",
     ),
+    Mutant(
+        "DynamoDB: failed first attempt not counted by botocore",
+        "online/dynamodb/client.py",
+        "        return came\n",
+        "        return None\n",
+        "tests/test_online_dynamodb_attempt.py",
+    ),
+    Mutant(
+        "DynamoDB: credentials of the first request used for ever",
+        "online/dynamodb/attempt.py",
+        "        auth = self._signer.get_auth_instance(*self._scope)",
+        '        auth = self.__dict__.setdefault("auth", self._signer.get_auth_instance(*self._scope))',
+        "tests/test_online_dynamodb_attempt.py",
+    ),
     # --- rows that cannot be stored, and sources that shrink ---
     Mutant(
         "quarantine: rows of another piece than the first not kept",

@@ -20,7 +20,7 @@ from materialize.online.dynamodb import DynamoDbStore, load
 from materialize.online.dynamodb.items import Statement, columns, values_of
 from materialize.order import NO_FLOOR, STALE, UNCHANGED, WRITTEN, Record
 from materialize.testing import AT, FOREVER, OnlineStoreContract, Row, content, make_batch
-from tests.dynamodb_stub import Stub, Time, answer, payload
+from tests.dynamodb_stub import Stub, Time, answer, before_sending, payload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -208,7 +208,7 @@ def test_floor_is_raised_of_what_is_stored_then_and_not_of_what_was_seen(
                 later = make_batch([Row(b"k", 5, version=AT + 6, payload=b"later")])
                 other.merge("view", later, tie_wins=True, retention=FOREVER)
 
-    store.client.api.meta.events.register("before-send.dynamodb", come_in_between)
+    before_sending(store.client.api, come_in_between)
     older = make_batch([Row(b"k", 4, version=AT + 2, payload=b"older")], floor=AT + 2)
 
     assert store.replace("view", older, at=AT + 2, retention=FOREVER).tolist() == [STALE]
@@ -264,7 +264,7 @@ def requests_of(store: DynamoDbStore) -> dict[str, int]:
         operation = event_name.rpartition(".")[2]
         counts[operation] = counts.get(operation, 0) + 1
 
-    store.client.api.meta.events.register("before-send.dynamodb", count)
+    before_sending(store.client.api, count)
     return counts
 
 
@@ -394,7 +394,7 @@ def test_row_whose_answer_was_lost_counts_as_written(store: DynamoDbStore) -> No
             assert json.load(done) == {"Responses": [{"TableName": "fs.view"}] * 2}
         return answer(request, 500, {"__type": "com.amazonaws#InternalServerError"})
 
-    store.client.api.meta.events.register("before-send.dynamodb.BatchExecuteStatement", lose_the_first_answer)
+    before_sending(store.client.api, lose_the_first_answer, "BatchExecuteStatement")
     rows = make_batch([Row(b"a"), Row(b"b")])
     outcomes = store.merge("view", rows, tie_wins=True, retention=FOREVER)
 

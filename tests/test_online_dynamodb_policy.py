@@ -18,7 +18,7 @@ from materialize.online.dynamodb.address import Address
 from materialize.online.dynamodb.policy import ROLES, policy
 from tests.dynamodb_local import REGION
 from tests.dynamodb_operations import Operations
-from tests.dynamodb_stub import Time, answer
+from tests.dynamodb_stub import Time, answer, before_sending
 from tests.object_store import BUCKET
 from tests.stepping import incremental, plan_of, run, served, vectors
 from tests.tables import NOW, T0, Table, at, row
@@ -239,6 +239,7 @@ class Recorder:
 
     def listen(self, client: BaseClient) -> None:
         client.meta.events.register("before-send", self._record)
+        before_sending(client, self._record, "BatchExecuteStatement")
 
     @property
     def actions(self) -> set[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
-from materialize.errors import UnavailableError
+from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.online.dynamodb.client import SERVER_ERROR, THROTTLES
 from materialize.online.dynamodb.load import AGAIN
 
@@ -141,6 +141,13 @@ class Sending:
                 f"no row was taken for {PATIENCE:.0f} s; refused: {dict(self.load.counts)}"
             )
 
+    def check_answers(self, found: int, expected: int) -> None:
+        if found != expected:
+            raise OnlineStoreError(
+                f"could not write rows of feature view {self.load.view!r} to {self.client.address.location}: "
+                f"found {found} answers to {expected} statements, expected one each. Running again is harmless."
+            )
+
     def read_orders(self, rows: range) -> Callable[[], None]:
         items = self.read([self.load.key(row) for row in rows])
         return partial(self.load.met_by_reading, rows, items)
@@ -158,7 +165,8 @@ class Sending:
             errors: list[Any] = [told] * (len(writes.attempts) + len(writes.fresh))
             resent = True
         else:
-            errors = [response.get("Error") for response in answer["Responses"]]
+            errors = [response.get("Error") for response in answer.get("Responses", ())]
+            self.check_answers(len(errors), len(writes.attempts) + len(writes.fresh))
             resent = bool(answer["ResponseMetadata"]["RetryAttempts"])
         throttles = sum(error is not None and error["Code"].removesuffix("Exception") in THROTTLES for error in errors)
         if 2 * throttles < len(errors):
