@@ -79,6 +79,7 @@ class Plan:
     removed: int = 0
     moved: bool = False
     seconds: float = 0.0
+    rows_held: int = ROWS_PER_PIECE
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -95,6 +96,11 @@ class Plan:
                 "interval": None if interval is None else Interval(*(datetime.fromisoformat(end) for end in interval)),
             }
         )
+
+    @property
+    def shares(self) -> int:
+        """The parts that the entities of a piece are cut into, so that the keys and order of about ``rows_held`` rows are in memory at once."""
+        return max(1, -(-self.rows // (max(1, self.pieces) * self.rows_held)))
 
     @property
     def reads_changes(self) -> bool:

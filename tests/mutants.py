@@ -64,9 +64,9 @@ MUTANTS = (
     Mutant(
         "event-time window instead of versions",
         "piece.py",
-        "found.added.having(latest.without(found.added.frame, lost, keys))",
-        "found.added.having(latest.without(found.added.frame, lost, keys)"
-        ".sql(f'SELECT * FROM self WHERE event_us > {watermark.event_us or 0}'))",
+        "        yield Wanted(rows, _merge(work), work.shares)\n        return\n",
+        "        late = f'SELECT * FROM self WHERE event_us > {watermark.event_us or 0}'\n"
+        "        yield Wanted(replace(rows, keep=lambda some: some.sql(late)), _merge(work), work.shares)\n        return\n",
     ),
     Mutant("last commit left out", "offline/log.py", "range(first, last + 1)", "range(first, last)"),
     Mutant("commits beyond the pinned head read", "piece.py", "open_table(view, plan.to_version)", "open_table(view)"),
@@ -180,7 +180,7 @@ MUTANTS = (
         '"null event timestamp": event.is_null()',
         '"null event timestamp": pl.lit(value=False)',
     ),
-    Mutant("no older row for an unstorable one", "piece.py", "if len(rejected) > 1:", "if False:"),
+    Mutant("no older row for an unstorable one", "winners.py", "if len(rejected) > 1:", "if False:"),
     Mutant(
         "commits of a snapshot's rows not looked up",
         "piece.py",
@@ -474,8 +474,8 @@ MUTANTS = (
     Mutant(
         "quarantine: rows of another piece than the first not kept",
         "piece.py",
-        "self.refused.append(rows.having(named))",
-        "self.refused.extend([rows.having(named)] * (self.number == 0))",
+        "told_rows(work.table, work.sieve.refused, store=plan.store, run_id=plan.run_id, now=now)",
+        "told_rows(work.table, work.sieve.refused * (piece == 0), store=plan.store, run_id=plan.run_id, now=now)",
     ),
     Mutant(
         "quarantine: a row that is met again kept again",
