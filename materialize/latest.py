@@ -119,7 +119,10 @@ def within(rows: pl.DataFrame, interval: Interval) -> pl.DataFrame:
 
 def shard(rows: pl.DataFrame, join_keys: Sequence[str], *, part: int, parts: int) -> pl.DataFrame:
     """The rows of one of *parts* sets of entities. The hash is the same in every process with this polars version."""
-    return rows if parts == 1 else rows.filter(rows.select(join_keys).hash_rows(seed=0) % parts == part)
+    if parts == 1:
+        return rows
+    hashed = rows.select(join_keys).hash_rows(seed=0)
+    return rows[(hashed % parts == part).arg_true()]  # a filter would keep the text of all rows in memory
 
 
 def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
@@ -136,15 +139,18 @@ def have_ties(rows: pl.DataFrame, join_keys: Sequence[str]) -> bool:
     return bool(rows.select(*join_keys, "event_us", "created_us").is_duplicated().any())
 
 
-def newest_of(parts: Sequence[pl.DataFrame], join_keys: Sequence[str], *, at_once: int = ROWS_RANKED) -> pl.DataFrame:
-    """`newest` over all rows of *parts*, with the copies that it makes of about *at_once* rows at a time."""
+def newest_of(parts: list[pl.DataFrame], join_keys: Sequence[str], *, at_once: int = ROWS_RANKED) -> pl.DataFrame:
+    """`newest` over all rows of *parts*, which is emptied. What ranking copies, it copies of about *at_once* rows at a time."""
     rows = pl.concat(parts)
+    parts.clear()
     cuts = -(-rows.height // at_once)
     if cuts <= 1:
         return newest(rows, join_keys)
     # Another seed than `shard` has, which would put all rows of a share into one of these.
     cut = (rows.select(join_keys).hash_rows(seed=1) % cuts).cast(pl.UInt32)
-    return pl.concat([newest(rows.filter(cut == number), join_keys) for number in range(cuts)]).sort("position")
+    found = [newest(rows.filter(cut == number), join_keys) for number in range(cuts)]
+    del rows, cut
+    return pl.concat(found).sort("position")
 
 
 def entities(parts: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:

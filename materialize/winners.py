@@ -161,7 +161,7 @@ def latest_rows(sieve: Sieve, several: Iterable[Wanted]) -> Iterator[Block]:
             if bad is None:
                 yield Block(order, features, wanted.call)
             else:
-                rejected.append(order.filter(bad))
+                rejected.append(order[bad.arg_true()])
                 yield Block(order.filter(~bad), features.filter(~bad), wanted.call)
         if len(rejected) > 1:
             at_once = max(1, sieve.rows_held * entities // valid)

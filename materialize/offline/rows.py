@@ -39,7 +39,7 @@ __all__ = [
 RowCounts = npt.NDArray[np.int64]
 
 #: Rows whose keys and order are read at once, unless somebody wants less; while they are read they take about 100 bytes each.
-ORDER_ROWS = 1_000_000
+ORDER_ROWS = 500_000
 #: Bytes of wide columns decoded at once, before only the winning rows are kept.
 READ_BYTES = 64 * 2**20
 #: Of these, bytes decoded at a time: columns of a few rows cost more calls, columns of many rows more memory.
