@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["SMALLEST", "rows_compared", "rows_held"]
 
 #: Bytes that a process takes beside the rows below: 210 MB of them are libraries, the others what is decoded and sent at a time.
-FIXED = 400_000_000
+FIXED = 450_000_000
 #: The least that a view may be given: below it, little more than nothing is left for rows.
-SMALLEST = 512_000_000
+SMALLEST = 600_000_000
 #: Bytes of a row while latest rows are picked: times, version and position, and the copies that ranking makes of them; of a join key
 #: of fixed size; of one that is text, of which half is the text itself.
 ROW_BYTES, KEY_BYTES, TEXT_BYTES = 100, 24, 96

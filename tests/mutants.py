@@ -187,6 +187,35 @@ MUTANTS = (
         "if latest.have_ties(left.frame, keys):",
         "if False:",
     ),
+    # --- in how many shares it is looked for ---
+    Mutant(
+        "memory: a share of the entities left out",
+        "piece.py",
+        "for share in range(self.plan.shares)]",
+        "for share in range(self.plan.shares - (self.plan.shares > 1))]",
+        "tests/properties/test_shares.py",
+    ),
+    Mutant(
+        "memory: an entity is in another share in another part of the files",
+        "latest.py",
+        "hashed = rows.select(join_keys).hash_rows(seed=0)",
+        "hashed = rows.select(join_keys).hash_rows(seed=rows.height % 2)",
+        "tests/properties/test_shares.py",
+    ),
+    Mutant(
+        "memory: rows of a share counted from the first row of their part",
+        "winners.py",
+        "share.of(source.keep(part.frame), keys), base)",
+        "share.of(source.keep(part.frame), keys), 0)",
+        "tests/properties/test_shares.py",
+    ),
+    Mutant(
+        "memory: every row of a piece held at once",
+        "plan.py",
+        "return max(1, -(-self.rows // (max(1, self.pieces) * self.rows_held)))",
+        "return 1",
+        "tests/properties/test_shares.py",
+    ),
     # --- which record stays ---
     Mutant("floor ignored", "order.py", "new.version > stored.floor and newer", "newer"),
     Mutant(

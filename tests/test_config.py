@@ -184,7 +184,7 @@ def test_rows_that_cannot_be_stored_are_kept_beside_the_source_or_where_the_view
     [
         (None, 10**9),
         ("1GB", 10**9),
-        ("512MB", 512 * 10**6),
+        ("600MB", 600 * 10**6),
         ("1.5 GB", 15 * 10**8),
         ("2GiB", 2**31),
         ("600MiB", 600 * 2**20),
@@ -196,14 +196,14 @@ def test_a_memory_limit_is_a_size(folder: Path, value: str | None, limit: int) -
     assert load(folder).feature_views["user_spending"].memory_limit == limit
 
 
-@pytest.mark.parametrize("value", ["511MB", "1", "1 GBs", "-1GB", "[1GB]", "1e9", "0GB", "1TB"])
+@pytest.mark.parametrize("value", ["599MB", "1", "1 GBs", "-1GB", "[1GB]", "1e9", "0GB", "1TB"])
 def test_a_memory_limit_that_is_no_size_or_too_small_says_what_a_process_needs(folder: Path, value: str) -> None:
     write_view(folder, changed(memory_limit=value))
 
     with pytest.raises(ConfigError) as error:
         load(folder)
 
-    needed = "memory_limit: expected a size such as 1GB or 768MiB, at least 512MB, which a process needs for any table, found"
+    needed = "memory_limit: expected a size such as 1GB or 768MiB, at least 600MB, which a process needs for any table, found"
     assert needed in str(error.value)
 
 

@@ -44,6 +44,8 @@ ORDER_ROWS = 500_000
 READ_BYTES = 64 * 2**20
 #: Of these, bytes decoded at a time: columns of a few rows cost more calls, columns of many rows more memory.
 COLUMN_BYTES = 32 * 2**20
+#: Bytes of a row beside its features: keys and order where they are read too, and where the row is.
+BESIDE = 96
 #: Assumed width of a value of variable size, when the rows per read are chosen.
 VARIABLE_WIDTH = 32
 #: What data files may hold of a column: what it was before it was widened, times of other units. Nothing else loses nothing.
@@ -239,7 +241,7 @@ def _column_groups(table: OfflineTable, names: Sequence[str], block: _Block) -> 
 
 def _block_rows(table: OfflineTable) -> int:
     widths = (kind.width or VARIABLE_WIDTH for kind in table.view.features.values())
-    return max(1_024, READ_BYTES // sum(widths))
+    return max(1_024, READ_BYTES // (BESIDE + sum(widths)))
 
 
 def _scan(table: OfflineTable, files: Sequence[DataFile], names: Sequence[str]) -> pl.LazyFrame:
