@@ -19,8 +19,8 @@ FIXED = 450_000_000
 #: The least that a view may be given: below it, little more than nothing is left for rows.
 SMALLEST = 600_000_000
 #: Bytes of a row while latest rows are picked: times, version and position, and the copies that ranking makes of them; of a join key
-#: of fixed size; of one that is text, of which half is the text itself.
-ROW_BYTES, KEY_BYTES, TEXT_BYTES = 100, 24, 96
+#: of fixed size; of one that is text, of about 30 characters.
+ROW_BYTES, KEY_BYTES, TEXT_BYTES = 100, 24, 72
 #: Bytes of a row that a commit took away or brought, while the two are compared, for each of a row that is held.
 COMPARED = 2
 
