@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINE",
+    "among",
     "by_reason",
     "entities",
     "greatest_event_us",
     "have_ties",
+    "joined",
+    "moved",
     "newest",
     "newest_of",
     "runners_up",
@@ -39,6 +42,8 @@ __all__ = [
 #: Pieces are cut by polars' hash of the join keys, which may differ between versions.
 ENGINE = f"polars {pl.__version__}"
 
+#: Rows that `newest_of` ranks at a time: sorting copies them a few times, at about 120 bytes a row.
+ROWS_RANKED = 500_000
 #: Event and created times outside +-2**53 microseconds (the years 1684 to 2255) are not exact in Lua's doubles.
 EXACT_US = 2**53
 #: Bytes of an escaped character of an entity key ("%7C"), and the most that a join key of another type than text takes.
@@ -114,7 +119,10 @@ def within(rows: pl.DataFrame, interval: Interval) -> pl.DataFrame:
 
 def shard(rows: pl.DataFrame, join_keys: Sequence[str], *, part: int, parts: int) -> pl.DataFrame:
     """The rows of one of *parts* sets of entities. The hash is the same in every process with this polars version."""
-    return rows if parts == 1 else rows.filter(rows.select(join_keys).hash_rows(seed=0) % parts == part)
+    if parts == 1:
+        return rows
+    hashed = rows.select(join_keys).hash_rows(seed=0)
+    return rows[(hashed % parts == part).arg_true()]  # a filter would keep the text of all rows in memory
 
 
 def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
@@ -135,14 +143,38 @@ def have_ties(rows: pl.DataFrame, join_keys: Sequence[str]) -> bool:
     return bool(rows.select(*join_keys, "event_us", "created_us").is_duplicated().any())
 
 
-def newest_of(parts: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
-    """`newest` over all rows of *parts*."""
-    return newest(pl.concat(parts), join_keys)
+def newest_of(parts: list[pl.DataFrame], join_keys: Sequence[str], *, at_once: int = ROWS_RANKED) -> pl.DataFrame:
+    """`newest` over all rows of *parts*, which is emptied. What ranking copies, it copies of about *at_once* rows at a time."""
+    rows = pl.concat(parts)
+    parts.clear()
+    cuts = -(-rows.height // at_once)
+    if cuts <= 1:
+        return newest(rows, join_keys)
+    # Another seed than `shard` has, which would put all rows of a share into one of these.
+    cut = (rows.select(join_keys).hash_rows(seed=1) % cuts).cast(pl.UInt32)
+    found = [newest(rows.filter(cut == number), join_keys) for number in range(cuts)]
+    del rows, cut
+    return pl.concat(found).sort("position")
 
 
 def entities(parts: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
     """The join keys of all rows of *parts*."""
     return pl.concat([part.select(join_keys) for part in parts])
+
+
+def joined(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of all *parts*, at least one."""
+    return pl.concat(parts)
+
+
+def among(rows: pl.DataFrame, others: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
+    """The rows whose entity is among *others*."""
+    return rows.join(others, on=join_keys, how="semi", nulls_equal=True)
+
+
+def moved(rows: pl.DataFrame, base: int) -> pl.DataFrame:
+    """*rows* at places that are *base* higher."""
+    return rows.with_columns(pl.col("position") + pl.lit(base, pl.UInt32)) if base else rows
 
 
 def distinct(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
@@ -155,10 +187,9 @@ def without(rows: pl.DataFrame, others: pl.DataFrame, join_keys: Sequence[str]) 
     return rows.join(others, on=join_keys, how="anti", nulls_equal=True)
 
 
-def runners_up(rows: pl.DataFrame, rejected: Sequence[pl.DataFrame], join_keys: Sequence[str]) -> pl.DataFrame:
-    """What is left of the entities of *rejected* (parts of *rows*) without the rejected rows. Returns: as *rows*, ascending by position."""
-    refused = pl.concat(rejected)
-    return rows.join(refused, on=join_keys, how="semi").join(refused, on="position", how="anti").sort("position")
+def runners_up(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:
+    """The rows but for the `newest` of each entity. Returns: as *rows*, ascending by position."""
+    return rows.join(newest(rows, join_keys), on="position", how="anti").sort("position")
 
 
 def stamped(rows: pl.DataFrame, generation: int, *, at: int | None) -> pl.DataFrame:

@@ -37,6 +37,9 @@ Layout = Literal["vector", "hash"]
 #: The field of a hash that has the whole record; no feature may have its name.
 RECORD_FIELD = "_"
 
+#: Bytes: the limit of a view that says none. A table of 4 million rows is read in one go below it.
+MEMORY_LIMIT = 1_000_000_000
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
 UNIT_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -91,6 +94,7 @@ class FeatureView:
     the rows that cannot be stored; None for one beside the source, "none" to count them only. ``max_quarantined``: the share
     of a run's rows (0 to 1) that may be among them, None for any. ``layout``: how stores that have hashes keep a record. ``cache_ttl``:
     how long a model server that caches may serve a record it has read, None: as long as the server says; ``realtime``: it never caches.
+    ``memory_limit``: bytes that a process may have resident while it writes a piece of the view (`materialize.memory`).
     """
 
     name: FeatureViewName
@@ -117,6 +121,7 @@ class FeatureView:
     layout: Layout = "vector"
     realtime: bool = False
     cache_ttl: timedelta | None = None
+    memory_limit: int = MEMORY_LIMIT
     storage_options: dict[str, str] = field(default_factory=dict, repr=False)
 
     @property

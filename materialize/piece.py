@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,14 +20,17 @@ from materialize.guard import check_quarantined
 from materialize.model import Watermark
 from materialize.offline import (
     Quarantine,
+    appended_files,
+    brought,
     changes_since,
+    may_hold,
     open_table,
-    read_difference,
     read_entities,
-    read_features,
     read_order,
+    read_rewritten,
     removed_since,
     told_rows,
+    total_rows,
     versions_are_exact,
     with_versions,
 )
@@ -39,10 +42,11 @@ from materialize.plan import cut
 from materialize.refused import erased
 from materialize.removal import remove
 from materialize.retry import with_retry
+from materialize.winners import Block, Call, Share, Sieve, Source, Wanted, latest_rows
 from materialize.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     import polars as pl
@@ -62,26 +66,22 @@ BATCH_BYTES = 4 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What every part of a piece needs. ``number``: of the plan's pieces. While it is read, ``report`` counts, and ``gone`` gets
-    the join keys of entities that have no row any more, ``refused`` the rows that cannot be stored, each with its reason.
-    """
+    """What every part of a piece needs. ``number``: of the plan's pieces. ``sieve``: counts while the piece is read, in the piece's report too."""
 
     view: FeatureView
     store: OnlineStore
     plan: Plan
     number: int
     table: OfflineTable
-    now: datetime
-    report: PieceReport
-    gone: list[pl.DataFrame] = field(default_factory=list)
-    refused: list[OrderRows] = field(default_factory=list)
+    sieve: Sieve
 
-    def refuse(self, rows: OrderRows, refused: pl.DataFrame) -> None:
-        """Count *refused* (some of *rows*, and __reason String), and keep them in mind."""
-        if not refused.is_empty():
-            self.report.quarantine(latest.by_reason(refused["__reason"]))
-            named = refused.with_columns(entity_keys(refused, self.view.join_keys).alias("__entity"))
-            self.refused.append(rows.having(named))
+    @property
+    def now(self) -> datetime:
+        return self.sieve.now
+
+    @property
+    def report(self) -> PieceReport:
+        return self.sieve.report
 
     def without_erased(self, told: pl.DataFrame) -> pl.DataFrame:
         """*told*, as the quarantine table has rows, but for those of entities that were erased in the store."""
@@ -94,26 +94,14 @@ class _Piece:
         return stamp(self.plan.generation, self.plan.to_version)
 
     @property
+    def shares(self) -> list[Share]:
+        """What this piece's rows are read in: of its entities, or of all where pieces are cut by what changed."""
+        number, pieces = (0, 1) if self.plan.reads_changes else (self.number, self.plan.pieces)
+        return [Share(number + pieces * share, pieces * self.plan.shares) for share in range(self.plan.shares)]
+
+    @property
     def watermark(self) -> Watermark | None:
         return None if self.plan.watermark is None else Watermark.from_json(self.plan.watermark)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """How rows are written. ``at``: the version of their records, None for each row's own commit."""
-
-    write: Callable[[EncodedBatch], Outcomes]
-    floor: int
-    at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Latest rows of some entities: their keys and order, their features, and how they are written."""
-
-    order: pl.DataFrame
-    features: pl.DataFrame
-    call: _Call
 
 
 def write_piece(
@@ -131,20 +119,20 @@ def write_piece(
     any subset is stored, and writing the piece again is harmless. *progress* gets the number of entities of each finished write.
     """
     started, report = time.monotonic(), PieceReport()
-    work = _Piece(view, store, plan, piece, _pinned(view, plan), now, report)
+    work = _Piece(view, store, plan, piece, _pinned(view, plan), Sieve(view, store, now, report, plan.rows_held))
     read = _read_changes if plan.reads_changes else _read_snapshot if plan.snapshot else _read_interval
     with Pacer(store, view.name) as pacer:
         began = time.monotonic()
         with Writer(store, progress, rows=plan.rows // plan.pieces) as writer:
-            for keys, part in _batches(work, read(work)):
+            for keys, part in _batches(work, latest_rows(work.sieve, read(work))):
                 floor = part.call.floor
                 batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=floor)
                 writer.submit(batch, part.call.write)
         written = time.monotonic()
         quarantine = Quarantine(view, plan.store)  # before the commit, so that no row is counted which is not kept
-        for rows in told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=now):
+        for rows in told_rows(work.table, work.sieve.refused, store=plan.store, run_id=plan.run_id, now=now):
             quarantine.keep(work.without_erased(rows))
-        for entities in work.gone:
+        for entities in work.sieve.gone:
             check_quarantined(view, plan, report, rows=max(report.rows_read, plan.rows * (plan.pieces > 1)))
             report.deleted += remove(view, store, plan, entity_keys(entities, view.join_keys).to_list(), now)
     report.positions = store.positions()
@@ -179,7 +167,9 @@ class Snapshot:
     """
 
     def __init__(self, view: FeatureView, store: OnlineStore, plan: Plan, now: datetime) -> None:
-        self.work = _Piece(view, store, plan, 0, _pinned(view, plan), now, PieceReport())
+        self.work = _Piece(
+            view, store, plan, 0, _pinned(view, plan), Sieve(view, store, now, PieceReport(), plan.rows_held)
+        )
         self.rows = _snapshot_rows(self.work)
 
     def planned(self, plan: Plan) -> Snapshot:
@@ -219,14 +209,15 @@ class Snapshot:
         Yields: batches, each with the call that writes it as the entities' full state.
         """
         view, plan, call = self.work.view, self.work.plan, _replace(self.work)
-        for keys, part in _batches(self.work, _latest_rows(self.work, self.rows.having(rows), call)):
+        wanted = Wanted(Source(self.work.table, held=self.rows.having(rows)), call)
+        for keys, part in _batches(self.work, latest_rows(self.work.sieve, [wanted])):
             batch = codec.encode(keys, part.order, part.features, view, schema_id=plan.schema_id, floor=call.floor)
             yield batch, call.write
 
     def refused(self) -> Iterator[pl.DataFrame]:
         """The rows of these that cannot be stored, as the quarantine table has them (`offline.told_rows`)."""
         work, plan = self.work, self.work.plan
-        return told_rows(work.table, work.refused, store=plan.store, run_id=plan.run_id, now=work.now)
+        return told_rows(work.table, work.sieve.refused, store=plan.store, run_id=plan.run_id, now=work.now)
 
 
 def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
@@ -246,7 +237,7 @@ def _pinned(view: FeatureView, plan: Plan) -> OfflineTable:
     return table
 
 
-def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series, _Block]]:
+def _batches(work: _Piece, blocks: Iterator[Block]) -> Iterator[tuple[pl.Series, Block]]:
     """The rows of *blocks* in parts of bounded bytes, each with its entity keys, and with the versions that its records carry."""
     for block in ahead(blocks, work.report.spent):
         rows = block.features.height
@@ -256,39 +247,56 @@ def _batches(work: _Piece, blocks: Iterator[_Block]) -> Iterator[tuple[pl.Series
             stamped = latest.stamped(part, work.plan.generation, at=block.call.at)
             yield (
                 entity_keys(part, work.view.join_keys),
-                _Block(stamped, block.features.slice(low, size), block.call),
+                Block(stamped, block.features.slice(low, size), block.call),
             )
 
 
 # --- what a piece reads ------------------------------------------------------------------------------------------------
 
 
-def _read_changes(work: _Piece) -> Iterator[_Block]:
+def _read_changes(work: _Piece) -> Iterator[Wanted]:
     """The rows that commits brought, to be merged; the entities that lost one, to be replaced by their state in the snapshot."""
     table, keys, watermark = work.table, work.view.join_keys, work.watermark
     assert watermark is not None  # noqa: S101 - the planner reads changes only after a watermark
     changes = changes_since(table, watermark)
-    found = read_difference(table, cut(changes, [change.size for change in changes], work.plan.pieces)[work.number])
-    lost = latest.valid_entities(found.lost, keys, work.store.max_key_bytes)
-    yield from _latest_rows(work, found.added.having(latest.without(found.added.frame, lost, keys)), _merge(work))
-    if lost.is_empty():
+    mine = cut(changes, [change.size for change in changes], work.plan.pieces)[work.number]
+    rows = Source(table, appended_files(table, mine))
+    if not any(change.removes for change in mine):
+        yield Wanted(rows, _merge(work), work.shares)
         return
-    left = read_order(table, table.snapshot_files(), of=lost)
+    found = read_rewritten(table, mine)
+    lost = latest.valid_entities(found.lost, keys, work.store.max_key_bytes)
+    kept = partial(latest.without, others=lost, join_keys=keys)
+    yield Wanted(replace(rows, held=found.added, keep=kept), _merge(work), work.shares)
+    del rows, found
+    if not lost.is_empty():
+        yield Wanted(_left(work, lost), _replace(work), lost=lambda keep: keep(lost))
+
+
+def _left(work: _Piece, lost: pl.DataFrame) -> Source:
+    """The rows that entities have in the snapshot. *lost*: their join keys."""
+    table, keys = work.table, work.view.join_keys
+    files = may_hold(table, table.snapshot_files(), lost)
+    if total_rows((file.rows, file.size) for file in files) > work.plan.rows_held:
+        return Source(table, brought(table, files), keep=partial(latest.among, others=lost, join_keys=keys))
+    left = read_order(table, files, of=lost)
     if latest.have_ties(left.frame, keys):
         left = with_versions(table, left)
-    sent = yield from _latest_rows(work, left, _replace(work))
-    work.gone.append(latest.without(lost, sent, keys))
+    return Source(table, held=left)
 
 
-def _read_snapshot(work: _Piece) -> Iterator[_Block]:
+def _read_snapshot(work: _Piece) -> Iterator[Wanted]:
     """This piece's share of the entities, to be replaced; those that lost their last row lately get a floor, online or not."""
-    table, plan, keys = work.table, work.plan, work.view.join_keys
-    share = partial(latest.shard, join_keys=keys, part=work.number, parts=plan.pieces)
-    rows = _snapshot_rows(work)
-    sent = yield from _latest_rows(work, rows.having(share(rows.frame)), _replace(work))
+    table, plan = work.table, work.plan
+    rows, lost = Source(table, brought(table, table.snapshot_files())), None
     if plan.fenced is not None and plan.fenced < plan.to_version:
-        lost = share(read_entities(table, removed_since(table, plan.fenced)))
-        work.gone.append(latest.without(latest.valid_entities(lost, keys, work.store.max_key_bytes), sent, keys))
+        removed = removed_since(table, plan.fenced)
+
+        def lost(keep: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+            entities = read_entities(table, removed, keep)
+            return latest.valid_entities(entities, work.view.join_keys, work.store.max_key_bytes)
+
+    yield Wanted(rows, _replace(work), work.shares, lost)
 
 
 def _snapshot_rows(work: _Piece) -> OrderRows:
@@ -296,85 +304,31 @@ def _snapshot_rows(work: _Piece) -> OrderRows:
     return with_versions(work.table, read_order(work.table, work.table.snapshot_files()))
 
 
-def _read_interval(work: _Piece) -> Iterator[_Block]:
+def _read_interval(work: _Piece) -> Iterator[Wanted]:
     """This piece's share of the entities with their rows of an event-time interval, to be merged; older than what is stored loses.
 
     By entities and not by files: of rows that are equal in time, the store could not tell which came later.
     """
-    table, plan, keys = work.table, work.plan, work.view.join_keys
-    assert plan.interval is not None  # noqa: S101 - every backfill has one
-    rows = with_versions(table, read_order(table, table.snapshot_files(plan.interval)))
-    inside = latest.within(rows.frame, plan.interval)
-    share = latest.shard(inside, keys, part=work.number, parts=plan.pieces)
-    yield from _latest_rows(work, rows.having(share), _merge(work))
-
-
-def _latest_rows(work: _Piece, rows: OrderRows, call: _Call) -> Generator[_Block, None, pl.DataFrame]:
-    """The latest storable row of each entity in *rows*. Returns: the join keys of the entities that have one.
-
-    Where the latest row cannot be stored, all older rows of its entity are looked at too: one more pass, over those alone.
-    """
-    table, view, report = work.table, work.view, work.report
-    began = time.monotonic()
-    valid, refused = latest.valid_rows(rows.frame, view, now=work.now, max_key_bytes=work.store.max_key_bytes)
-    report.rows_read += rows.frame.height
-    work.refuse(rows, refused)
-    moments = (report.event_us, latest.greatest_event_us(valid))
-    report.event_us = max((moment for moment in moments if moment is not None), default=None)
-    fresh, rejected = _unexpired(work, latest.newest(valid, view.join_keys)), [valid.clear()]
-    sent = [valid.clear()]
-    report.spent("winners", time.monotonic() - began)
-    for first, features in read_features(table, rows, fresh["position"]):
-        order = fresh.slice(first, features.height)
-        bad = _unstorable(work, rows, order, features)
-        if bad is not None:
-            rejected.append(order.filter(bad))
-            order, features = order.filter(~bad), features.filter(~bad)  # noqa: PLW2901 - what is left of the block
-        sent.append(order)
-        yield _Block(order, features, call)
-    if len(rejected) > 1:
-        older = latest.runners_up(valid, rejected, view.join_keys)
-        candidates = [older.clear()]
-        for first, features in read_features(table, rows, older["position"]):
-            order = older.slice(first, features.height)
-            bad = _unstorable(work, rows, order, features)
-            candidates.append(order if bad is None else order.filter(~bad))
-        second = _unexpired(work, latest.newest_of(candidates, view.join_keys))
-        sent.append(second)
-        for first, features in read_features(table, rows, second["position"]):
-            yield _Block(second.slice(first, features.height), features, call)
-    return latest.entities(sent, view.join_keys)
-
-
-def _unexpired(work: _Piece, winners: pl.DataFrame) -> pl.DataFrame:
-    """The rows that the view's ttl still lets readers see; the others are counted."""
-    fresh = latest.unexpired(winners, work.view, work.now)
-    work.report.expired += winners.height - fresh.height
-    return fresh
-
-
-def _unstorable(work: _Piece, rows: OrderRows, order: pl.DataFrame, features: pl.DataFrame) -> pl.Series | None:
-    """Which rows hold a value that cannot be stored (None: no row does); these are counted. *order*: some of *rows*."""
-    reasons = codec.unstorable_rows(features, work.view, max_value_bytes=work.store.max_value_bytes)
-    if reasons is None:
-        return None
-    work.refuse(rows, order.with_columns(reasons).filter(reasons.is_not_null()))
-    return reasons.is_not_null()
+    table, interval = work.table, work.plan.interval
+    assert interval is not None  # noqa: S101 - every backfill has one
+    files = brought(table, table.snapshot_files(interval))
+    rows = Source(table, files, keep=partial(latest.within, interval=interval))
+    yield Wanted(rows, _merge(work), work.shares)
 
 
 # --- how it is written -------------------------------------------------------------------------------------------------
 
 
-def _merge(work: _Piece) -> _Call:
+def _merge(work: _Piece) -> Call:
     changes = work.plan.reads_changes
     retention = work.view.retention(work.now)
     write = partial(work.store.merge, work.view.name, tie_wins=changes, retention=retention)
-    return _Call(write, floor=_known_floor(work), at=None if changes else work.at)
+    return Call(write, floor=_known_floor(work), at=None if changes else work.at)
 
 
-def _replace(work: _Piece) -> _Call:
+def _replace(work: _Piece) -> Call:
     write = partial(work.store.replace, work.view.name, at=work.at, retention=work.view.retention(work.now))
-    return _Call(write, floor=work.at, at=work.at)
+    return Call(write, floor=work.at, at=work.at)
 
 
 def _known_floor(work: _Piece) -> int:

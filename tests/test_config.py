@@ -180,6 +180,34 @@ def test_rows_that_cannot_be_stored_are_kept_beside_the_source_or_where_the_view
 
 
 @pytest.mark.parametrize(
+    ("value", "limit"),
+    [
+        (None, 10**9),
+        ("1GB", 10**9),
+        ("600MB", 600 * 10**6),
+        ("1.5 GB", 15 * 10**8),
+        ("2GiB", 2**31),
+        ("600MiB", 600 * 2**20),
+    ],
+)
+def test_a_memory_limit_is_a_size(folder: Path, value: str | None, limit: int) -> None:
+    write_view(folder, changed(memory_limit=value))
+
+    assert load(folder).feature_views["user_spending"].memory_limit == limit
+
+
+@pytest.mark.parametrize("value", ["599MB", "1", "1 GBs", "-1GB", "[1GB]", "1e9", "0GB", "1TB"])
+def test_a_memory_limit_that_is_no_size_or_too_small_says_what_a_process_needs(folder: Path, value: str) -> None:
+    write_view(folder, changed(memory_limit=value))
+
+    with pytest.raises(ConfigError) as error:
+        load(folder)
+
+    needed = "memory_limit: expected a size such as 1GB or 768MiB, at least 600MB, which a process needs for any table, found"
+    assert needed in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
         ("quarantine", "lake/user_spending/", "quarantine: expected another table than the source, found"),
@@ -418,7 +446,7 @@ def test_every_problem_of_every_file_is_reported_at_once(folder: Path) -> None:
         (
             "  tll: unknown key, expected one of description, owner, source, source_connection, join_keys, event_timestamp, "
             "created_timestamp, features, ttl, schedule, online_stores, max_future, tombstone_ttl, timestamp_ntz, "
-            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined, layout, realtime, cache_ttl (did you mean 'ttl'?)"
+            "on_rebuild_needed, freshness, on_commit, verify, quarantine, max_quarantined, layout, realtime, cache_ttl, memory_limit (did you mean 'ttl'?)"
         ),
         f"{first}: 3 problems",
         "  join_keys: expected a list of column names such as [user_id], found nothing",

@@ -190,12 +190,19 @@ def test_the_winner_does_not_depend_on_the_order_or_the_parts_of_the_rows(given_
     assert latest.newest_of(cut, ["k", "n"]).equals(latest.newest(whole, ["k", "n"]))
 
 
-def test_runners_up_are_all_other_rows_of_the_entities():
+def test_runners_up_are_all_but_the_newest_row_of_each_entity():
     rows = frame([("a", 1, 5, 0, 0), ("b", 1, 5, 0, 0), ("a", 1, 4, 0, 0), ("b", 1, 9, 0, 0), ("a", 2, 1, 0, 0)])
 
-    found = latest.runners_up(rows, [rows[3:4], rows[4:5]], ["k", "n"])
+    found = latest.runners_up(rows, ["k", "n"])
 
-    assert found["position"].to_list() == [1]
+    assert found["position"].to_list() == [1, 2]
+
+
+@given(rows, st.integers(1, 5))
+def test_the_winners_do_not_depend_on_how_many_rows_are_ranked_at_once(given_rows, at_once):
+    whole = frame(given_rows)
+
+    assert latest.newest_of([whole], ["k", "n"], at_once=at_once).equals(latest.newest(whole, ["k", "n"]))
 
 
 def test_a_row_expires_when_its_ttl_is_over_and_not_before():

@@ -10,7 +10,6 @@ from materialize.model import FeatureView, Interval, Watermark, from_us
 from materialize.plan import (
     CHANGES_READ,
     MAX_PIECES,
-    ROWS_COMPARED,
     ROWS_PER_PIECE,
     Plan,
     choose_path,
@@ -83,7 +82,15 @@ def test_the_snapshot_is_read_when_the_changes_cost_more():
     assert instead_of_changes(3, **usual | {"changed_bytes": 4 * CHANGES_READ + 1}).generation == 3
     assert instead_of_changes(3, **usual | {"changed_bytes": CHANGES_READ, "snapshot_bytes": 1}) is None
     assert instead_of_changes(3, **usual | {"changed_bytes": CHANGES_READ + 1, "snapshot_bytes": 1}) is not None
-    assert "50,000,001 rows" in instead_of_changes(3, **usual | {"largest_rows": ROWS_COMPARED + 1}).reason
+
+
+def test_the_snapshot_is_read_when_a_commit_rewrote_more_rows_than_the_memory_limit_lets_compare():
+    usual = {"changed_bytes": 1, "snapshot_bytes": CHANGES_READ, "rows_held": 2_000}
+
+    assert instead_of_changes(3, **usual, largest_rows=1_000) is None
+    assert instead_of_changes(3, **usual, largest_rows=1_001).reason == (
+        "a commit rewrote about 1,001 rows, and within the memory limit of the view no more than 1,000 are compared at once"
+    )
 
 
 @given(st.lists(st.integers(0, 10), max_size=40), st.integers(1, 8))
@@ -108,6 +115,7 @@ def test_pieces_grow_with_the_rows_and_stop_at_the_limits():
     assert piece_count(ROWS_PER_PIECE * 1000, items=None) == MAX_PIECES
     assert piece_count(ROWS_PER_PIECE * 1000, items=3) == 3
     assert piece_count(0, items=0) == 0
+    assert piece_count(100, items=None, most=30) == 4
 
 
 @pytest.mark.parametrize("interval", [None, Interval(from_us(0), from_us(1))])

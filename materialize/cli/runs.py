@@ -199,6 +199,7 @@ def _plan(options: Options, mode: Mode, target: Target, *, interval: Interval | 
         target.view, target.store, mode=mode, store_name=target.store_name, run_id="plan", interval=interval
     )
     facts = {name: value for name, value in made.to_dict().items() if name not in INTERNAL}
+    facts |= {"shares": made.shares} if made.shares > 1 else {}
     cost = target.store.estimate(target.view, made.rows, mode, first=made.watermark is None)
     print_facts(facts | cost, as_json=options.as_json)
 

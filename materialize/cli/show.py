@@ -31,6 +31,7 @@ INTERNAL = (
     "removed",
     "moved",
     "seconds",
+    "rows_held",
 )
 #: The counters of a report that its line of text shows, in this order; quarantined rows get lines of their own.
 SHOWN = ("rows_read", "entities", "written", "stale", "unchanged", "expired", "deleted", "quarantined")

@@ -13,8 +13,10 @@ from materialize.config.connections import checked_url
 from materialize.config.document import one_of
 from materialize.config.limits import connection_problem, path_problem, source_problem
 from materialize.feature_type import FeatureType
+from materialize.memory import SMALLEST
 from materialize.model import (
     APPROVE_ABOVE_ROWS,
+    MEMORY_LIMIT,
     READ_P99,
     RECORD_FIELD,
     FeatureView,
@@ -39,6 +41,12 @@ UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 LONGEST = timedelta(days=36_500)
 #: The URLs of stores whose reads are measured during a load (OnlineStore.open_probe).
 MEASURED = ("redis", "unix")
+#: Bytes per unit of a size.
+SIZES = {
+    f"{prefix}{unit}": base**power
+    for unit, base in (("B", 1000), ("iB", 1024))
+    for power, prefix in ((2, "M"), (3, "G"))
+}
 #: In percent.
 WHOLE = 100
 
@@ -51,6 +59,16 @@ def _duration(value: object) -> timedelta:
     if seconds > LONGEST.total_seconds():
         raise ValueError(f"a duration of at most {LONGEST.days}d")
     return timedelta(seconds=seconds)
+
+
+def _memory(value: object) -> int:
+    match = re.fullmatch(r"([1-9]\d{0,6}(?:\.\d{1,3})?) ?([MG]i?B)", str(value), flags=re.ASCII)
+    found = 0 if match is None else int(float(match[1]) * SIZES[match[2]])
+    if found < SMALLEST:
+        raise ValueError(
+            f"a size such as 1GB or 768MiB, at least {SMALLEST // SIZES['MB']}MB, which a process needs for any table"
+        )
+    return found
 
 
 def _percentage(value: object) -> float:
@@ -87,6 +105,7 @@ Text = Annotated[str, Field(min_length=1)]
 Line = Annotated[Text, AfterValidator(_line)]
 Duration = Annotated[timedelta, PlainValidator(_duration)]
 Percentage = Annotated[float, PlainValidator(_percentage)]
+Memory = Annotated[int, PlainValidator(_memory)]
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 FEATURE_NAME = r"[A-Za-z_][A-Za-z0-9_ .-]{0,127}"
 FeatureName = Annotated[str, Field(pattern=f"^{FEATURE_NAME}$")]
@@ -138,6 +157,7 @@ class ViewKeys(Keys):
     layout: Literal["vector", "hash"] = Field("vector", description="vector or hash")
     realtime: bool = Field(default=False, description="true or false")
     cache_ttl: Duration | None = Field(None, description="a duration such as '30s'")
+    memory_limit: Memory = Field(MEMORY_LIMIT, description="a size such as 1GB")
 
 
 class VerifyKeys(Keys):

@@ -14,14 +14,32 @@ from materialize.offline.table import OfflineTable, open_table, reading
 
 if TYPE_CHECKING:
     from materialize.offline.append import Appended, Appender, digest
-    from materialize.offline.difference import Difference, read_difference, read_entities
+    from materialize.offline.data_files import brought
+    from materialize.offline.difference import (
+        Difference,
+        appended_files,
+        read_difference,
+        read_entities,
+        read_rewritten,
+    )
     from materialize.offline.entity import EntityRows, join_values, read_entity
     from materialize.offline.given import GivenRows, given_rows
     from materialize.offline.history import CommitInfo, commits_told, newest_commits
     from materialize.offline.quarantine import Quarantine, erase, held_rows, mark_released, told_rows
-    from materialize.offline.rows import OrderRows, read_features, read_order, versions_are_exact, with_versions
+    from materialize.offline.rows import (
+        ORDER_ROWS,
+        OrderRows,
+        may_hold,
+        read_features,
+        read_order,
+        read_parts,
+        read_whole,
+        versions_are_exact,
+        with_versions,
+    )
 
 __all__ = [
+    "ORDER_ROWS",
     "Appended",
     "Appender",
     "Change",
@@ -34,6 +52,8 @@ __all__ = [
     "OfflineTable",
     "OrderRows",
     "Quarantine",
+    "appended_files",
+    "brought",
     "changes_since",
     "commits_told",
     "digest",
@@ -44,6 +64,7 @@ __all__ = [
     "live_rows",
     "live_rows_after",
     "mark_released",
+    "may_hold",
     "newest_commits",
     "open_table",
     "read_difference",
@@ -51,6 +72,9 @@ __all__ = [
     "read_entity",
     "read_features",
     "read_order",
+    "read_parts",
+    "read_rewritten",
+    "read_whole",
     "reading",
     "removed_since",
     "told_rows",
@@ -62,12 +86,23 @@ __all__ = [
 #: The modules that read rows, and what they give.
 ROWS = {
     "append": ("Appended", "Appender", "digest"),
-    "difference": ("Difference", "read_difference", "read_entities"),
+    "data_files": ("brought",),
+    "difference": ("Difference", "appended_files", "read_difference", "read_entities", "read_rewritten"),
     "entity": ("EntityRows", "join_values", "read_entity"),
     "given": ("GivenRows", "given_rows"),
     "history": ("CommitInfo", "commits_told", "newest_commits"),
     "quarantine": ("Quarantine", "erase", "held_rows", "mark_released", "told_rows"),
-    "rows": ("OrderRows", "read_features", "read_order", "versions_are_exact", "with_versions"),
+    "rows": (
+        "ORDER_ROWS",
+        "OrderRows",
+        "may_hold",
+        "read_features",
+        "read_order",
+        "read_parts",
+        "read_whole",
+        "versions_are_exact",
+        "with_versions",
+    ),
 }
 
 

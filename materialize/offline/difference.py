@@ -13,17 +13,17 @@ from pyroaring import BitMap64
 
 from materialize.offline.deletion_vector import Selection, deleted_rows, positions
 from materialize.offline.log import READERS
-from materialize.offline.rows import OrderRows, read_features, read_order
+from materialize.offline.rows import OrderRows, read_features, read_order, read_parts
 from materialize.offline.table import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from materialize.offline.changes import Change
     from materialize.offline.log import DataFile
     from materialize.offline.table import OfflineTable
 
-__all__ = ["Difference", "read_difference", "read_entities"]
+__all__ = ["Difference", "appended_files", "read_difference", "read_entities", "read_rewritten"]
 
 #: Float columns are compared by their bits: NaN equals itself, and 0.0 is not -0.0.
 BITS = {
@@ -45,24 +45,44 @@ class Difference:
 
 
 def read_difference(table: OfflineTable, changes: Sequence[Change]) -> Difference:
-    """Read what *changes* did. Files that were only added are read once; of rewritten files all columns of the view are compared."""
+    """Read what *changes* did: the rows of `appended_files` and what `read_rewritten` finds."""
+    rewritten = read_rewritten(table, changes)
+    return Difference(
+        OrderRows.concat([read_order(table, appended_files(table, changes)), rewritten.added]), rewritten.lost
+    )
+
+
+def appended_files(table: OfflineTable, changes: Sequence[Change]) -> list[DataFile]:
+    """The files of those of *changes* that removed nothing."""
+    changes = [change for change in changes if not change.removes]
     vectors = _vectors(table, changes)
-    appended = [file for change in changes if not change.removes for file in _added(table, change, vectors)]
+    appended = [file for change in changes for file in _added(table, change, vectors)]
     # A file that was deleted and restored was added twice: its rows count as brought by the later commit.
-    parts = [read_order(table, list({file.uri: file for file in appended}.values()))]
-    lost = [parts[0].frame.select(table.view.join_keys).clear()]
+    return list({file.uri: file for file in appended}.values())
+
+
+def read_rewritten(table: OfflineTable, changes: Sequence[Change]) -> Difference:
+    """Read what those of *changes* did that removed something: all columns of the view are compared."""
+    changes = [change for change in changes if change.removes]
+    vectors, parts = _vectors(table, changes), [read_order(table, [])]
+    lost = [parts[0].frame.select(table.view.join_keys)]
     for change in changes:
-        if change.removes:
-            added, gone = _compared(table, change, vectors)
-            parts.append(added)
-            lost.append(gone)
+        added, gone = _compared(table, change, vectors)
+        parts.append(added)
+        lost.append(gone)
     return Difference(OrderRows.concat(parts), pl.concat(lost).unique())
 
 
-def read_entities(table: OfflineTable, actions: Sequence[dict[str, Any]]) -> pl.DataFrame:
-    """The join keys in the data files of *actions*, deleted rows included, each once."""
-    rows = read_order(table, [table.data_file(action, version=0) for action in actions])
-    return rows.frame.select(table.view.join_keys).unique()
+def read_entities(
+    table: OfflineTable, actions: Sequence[dict[str, Any]], keep: Callable[[pl.DataFrame], pl.DataFrame]
+) -> pl.DataFrame:
+    """The join keys in the data files of *actions*, deleted rows included, each once. *keep*: rows to those that are wanted."""
+    found: pl.DataFrame | None = None
+    for part in read_parts(table, [table.data_file(action, version=0) for action in actions]):
+        some = keep(part.frame.select(table.view.join_keys)).unique()
+        found = some if found is None else pl.concat([found, some]).unique()
+    assert found is not None  # noqa: S101 - there is one part at least
+    return found
 
 
 def _compared(table: OfflineTable, change: Change, vectors: Vectors) -> tuple[OrderRows, pl.DataFrame]:

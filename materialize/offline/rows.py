@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pyroaring import BitMap
 
 from materialize.errors import OfflineStoreError
+from materialize.offline.data_files import brought, check_field_ids, counted, groups
 from materialize.offline.dtypes import polars_type
-from materialize.offline.log import OLDEST, READERS, total_rows
 from materialize.offline.table import reading
 from materialize.order import NO_CREATED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from materialize.offline.log import DataFile, LogReader
+    from materialize.offline.log import DataFile
     from materialize.offline.table import OfflineTable
 
-__all__ = ["OrderRows", "RowCounts", "read_features", "read_order", "versions_are_exact", "with_versions"]
+__all__ = [
+    "ORDER_ROWS",
+    "OrderRows",
+    "RowCounts",
+    "may_hold",
+    "read_features",
+    "read_order",
+    "read_parts",
+    "read_whole",
+    "versions_are_exact",
+    "with_versions",
+]
 
 #: Physical rows per file: int64, shape (files,).
 RowCounts = npt.NDArray[np.int64]
 
+#: Rows whose keys and order are read at once, unless somebody wants less; while they are read they take about 100 bytes each.
+ORDER_ROWS = 500_000
 #: Bytes of wide columns decoded at once, before only the winning rows are kept.
 READ_BYTES = 64 * 2**20
+#: Of these, bytes decoded at a time: columns of a few rows cost more calls, columns of many rows more memory.
+COLUMN_BYTES = 32 * 2**20
+#: Bytes of a row beside its features: keys and order where they are read too, and where the row is.
+BESIDE = 96
 #: Assumed width of a value of variable size, when the rows per read are chosen.
 VARIABLE_WIDTH = 32
-#: Rows whose keys are in memory at once when the rows of some entities are looked for.
-ORDER_ROWS = 4_000_000
 #: What data files may hold of a column: what it was before it was widened, times of other units. Nothing else loses nothing.
 CAST = pl.ScanCastOptions(
     integer_cast=("upcast", "allow-float"),
@@ -60,6 +73,10 @@ class OrderRows:
         """The same files with other rows of them."""
         return OrderRows(self.files, self.counts, frame)
 
+    def of_entities(self, entities: pl.DataFrame, join_keys: Sequence[str]) -> OrderRows:
+        """The rows of *entities* only."""
+        return self.having(self.frame.join(entities, on=join_keys, how="semi"))
+
     @classmethod
     def concat(cls, parts: Sequence[OrderRows]) -> OrderRows:
         """The rows of all *parts*, at least one."""
@@ -78,44 +95,83 @@ def read_order(table: OfflineTable, files: Sequence[DataFile], *, of: pl.DataFra
     Returns: one row per table row, in the order of *files*.
     """
     if of is None:
-        return _read_order(table, list(files))
-    parts = []
-    wanted = {name: of[name].sort().to_numpy() for name in table.view.join_keys if of.schema[name].is_integer()}
-    for group in _groups([file for file in files if _may_hold(file, wanted)], ORDER_ROWS):
-        part = _read_order(table, group)
-        parts.append(part.having(part.frame.join(of, on=table.view.join_keys, how="semi")))
-    return OrderRows.concat(parts) if parts else _read_order(table, [])
+        return OrderRows.concat(list(read_parts(table, files)))
+    parts = read_parts(table, may_hold(table, files, of))
+    return OrderRows.concat([part.of_entities(of, table.view.join_keys) for part in parts])
+
+
+def read_parts(table: OfflineTable, files: Sequence[DataFile], *, rows: int = ORDER_ROWS) -> Iterator[OrderRows]:
+    """`read_order` in parts of at most about *rows* rows, so that each can be let go before the next one is read.
+
+    Yields: at least one part; joined by `OrderRows.concat` they are what `read_order` returns. A file that is larger than a part
+    is one of the files of its last part, and its positions count from the same row in all of them.
+    """
+    known = counted(table, files, rows)
+    for group in groups(known, rows) if known else [[]]:
+        many = group[0].rows or 0 if len(group) == 1 else 0
+        if many <= rows:
+            yield _read_order(table, group)
+        else:
+            for low in range(0, many, rows):
+                yield _read_order_slice(table, group[0], low, min(low + rows, many))
 
 
 def _read_order(table: OfflineTable, files: list[DataFile]) -> OrderRows:
-    view = table.view
-    names = view.order_columns
-    with reading(view):
-        _check_field_ids(table, files)
-        frame = _scan(table, files, names).with_row_index("__position").collect()
+    with reading(table.view):
+        check_field_ids(table, files)
+        frame = _scan(table, files, table.view.order_columns).with_row_index("__position").collect()
     counts = _rows_per_file(table, frame["__path"], files)
-    frame = _with_partition_values(table, frame, files, np.repeat(np.arange(len(files)), counts), names)
+    of_file = np.repeat(np.arange(len(files)), counts)
+    frame = _with_partition_values(table, frame.drop("__path"), files, of_file, table.view.order_columns)
+    rows = _ordered(table, frame, files, of_file)
+    return OrderRows(files, counts, _selected_rows(rows, files, counts))
+
+
+def _read_order_slice(table: OfflineTable, file: DataFile, low: int, high: int) -> OrderRows:
+    """Rows ``[low, high)`` of *file*, by their positions in it; with the file itself only where they are its last ones."""
+    with reading(table.view):
+        check_field_ids(table, [file])
+        lazy = _scan(table, [file], table.view.order_columns).drop("__path")
+        frame = lazy[low:high].with_row_index("__position", offset=low).collect()
+    if frame.height != high - low:
+        raise OfflineStoreError(
+            f"{table.subject}: could not read exactly: found {frame.height:,} rows in a part of a data file, expected {high - low:,}. "
+            "Nothing was written by this step; the watermark stays."
+        )
+    of_file = np.zeros(high - low, dtype=np.int64)
+    frame = _with_partition_values(table, frame, [file], of_file, table.view.order_columns)
+    rows = _ordered(table, frame, [file], of_file)
+    if file.selection is not None:
+        rows = rows.filter(pl.Series(file.selection.mask(file.rows or high)[low:high]))
+    last = high == file.rows
+    return OrderRows([file] * last, np.array([high] * last, dtype=np.int64), rows)
+
+
+def _ordered(
+    table: OfflineTable, frame: pl.DataFrame, files: Sequence[DataFile], of_file: npt.NDArray[np.int64]
+) -> pl.DataFrame:
+    """The order columns of *frame*, each row from the file that *of_file* tells, as `OrderRows` has them."""
+    view = table.view
     created = (
         pl.lit(NO_CREATED)
         if view.created_timestamp is None
         else pl.col(view.created_timestamp).to_physical().fill_null(NO_CREATED)
     )
-    ordered = frame.select(
+    versions = np.array([file.version for file in files], dtype=np.int64)
+    return frame.select(
         *view.join_keys,
         event_us=pl.col(view.event_timestamp).to_physical(),
         created_us=created.cast(pl.Int64),
-        version=_per_row([file.version for file in files], counts),
+        version=pl.Series(versions[of_file]),
         position="__position",
     )
-    return OrderRows(files, counts, _selected_rows(ordered, files, counts))
 
 
 def with_versions(table: OfflineTable, rows: OrderRows) -> OrderRows:
     """*rows* of a snapshot with the commit that brought each, as far as the log tells: the later of two equal ones wins."""
-    with reading(table.view):
-        versions = table.log.file_versions(table.version)
-    brought = _per_row([versions.get(file.path, OLDEST) for file in rows.files], rows.counts)
-    return rows.having(rows.frame.with_columns(version=brought[rows.frame["position"]]))
+    files = brought(table, rows.files)
+    versions = _per_row([file.version for file in files], rows.counts)
+    return OrderRows(files, rows.counts, rows.frame.with_columns(version=versions[rows.frame["position"]]))
 
 
 def versions_are_exact(table: OfflineTable, rows: OrderRows) -> pl.Series:
@@ -132,38 +188,60 @@ def read_features(table: OfflineTable, rows: OrderRows, positions: pl.Series) ->
     Yields: (index into *positions* of the block's first row, the view's features in order, in their column types).
     """
     names, wanted = list(table.view.features), positions.to_numpy()
-    for block in _blocks(rows.counts, _block_rows(table)):
+    for block in _blocks(rows, _block_rows(table)):
         begin, stop = np.searchsorted(wanted, (block.low, block.high))
-        if begin == stop:
-            continue
-        some, inside = rows.files[block.first : block.last], slice(block.low - block.base, block.high - block.base)
-        with reading(table.view):
-            frame = _scan(table, some, names)[inside].collect()
-        of_file = np.repeat(np.arange(len(some)), rows.counts[block.first : block.last])[inside]
-        frame = _with_partition_values(table, frame, some, of_file, names)
-        yield int(begin), frame.select(names)[wanted[begin:stop] - block.low]
+        if begin < stop:
+            scans = [_scan(table, block.files, some) for some in _column_groups(table, names, block)]
+            frame = _picked(table, scans, block, wanted[begin:stop])
+            of_file = block.of_file(wanted[begin:stop])
+            yield int(begin), _with_partition_values(table, frame, block.files, of_file, names).select(names)
 
 
-def _check_field_ids(table: OfflineTable, files: Sequence[DataFile]) -> None:
-    """Raise ValueError for a data file of a table with column mapping by id whose columns have other names than the schema says."""
-    if table.delta.metadata().configuration.get("delta.columnMapping.mode") != "id":
-        return
-    stored = {column.id: column.stored for name, column in table.columns.items() if name in table.view.columns}
-    with ThreadPoolExecutor(READERS) as pool:
-        schemas = pool.map(lambda file: _read_schema(table.log, file), files)
-        for file, schema in zip(files, schemas, strict=True):
-            for field in schema:
-                number = int((field.metadata or {}).get(b"PARQUET:field_id", -1))
-                if stored.get(number, field.name) != field.name:
-                    raise ValueError(
-                        f"found the column {field.name!r} with field id {number} in {file.path}, expected the name {stored[number]!r}; "
-                        "rewrite this file"
-                    )
+def read_whole(table: OfflineTable, rows: OrderRows, positions: BitMap) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """The rows at *positions* of *rows*, whose own frame may be empty, in blocks of bounded size.
+
+    Yields: (keys and order, as `OrderRows` has them; the view's features in order, in their column types).
+    """
+    names = [*table.view.order_columns, *table.view.features]
+    for block in _blocks(rows, _block_rows(table)):
+        wanted = np.array((positions & BitMap(range(block.low, block.high))).to_array(), dtype=np.uint32)
+        if len(wanted):
+            scans = [_scan(table, block.files, some) for some in _column_groups(table, names, block)]
+            frame = _picked(table, scans, block, wanted).with_columns(__position=pl.Series(wanted))
+            of_file = block.of_file(wanted)
+            frame = _with_partition_values(table, frame, block.files, of_file, names)
+            yield _ordered(table, frame, block.files, of_file), frame.select(list(table.view.features))
+
+
+def _picked(
+    table: OfflineTable, scans: Sequence[pl.LazyFrame], block: _Block, wanted: npt.NDArray[Any]
+) -> pl.DataFrame:
+    """The columns of *scans*, each of a part of the columns of the files of *block*, for the rows at the positions *wanted*."""
+    places, parts = wanted - block.low, list[pl.DataFrame]()
+    with reading(table.view):
+        for one in scans:
+            parts.append(one.drop("__path")[block.low - block.base : block.high - block.base].collect()[places])
+    return pl.concat(parts, how="horizontal") if parts else pl.DataFrame(height=len(wanted))
+
+
+def _column_groups(table: OfflineTable, names: Sequence[str], block: _Block) -> Iterator[list[str]]:
+    """Those of *names* that data files have, some together while those of *block* are `COLUMN_BYTES` at most."""
+    group, taken, rows = list[str](), 0, block.high - block.low
+    for name in (name for name in names if name not in table.partition_columns):
+        kind = table.view.features.get(name)
+        width = rows * (VARIABLE_WIDTH if kind is None else kind.width or VARIABLE_WIDTH)
+        if group and taken + width > COLUMN_BYTES:
+            yield group
+            group, taken = [], 0
+        group.append(name)
+        taken += width
+    if group:
+        yield group
 
 
 def _block_rows(table: OfflineTable) -> int:
     widths = (kind.width or VARIABLE_WIDTH for kind in table.view.features.values())
-    return max(1_024, READ_BYTES // sum(widths))
+    return max(1_024, READ_BYTES // (BESIDE + sum(widths)))
 
 
 def _scan(table: OfflineTable, files: Sequence[DataFile], names: Sequence[str]) -> pl.LazyFrame:
@@ -215,9 +293,10 @@ def _rows_per_file(table: OfflineTable, paths: pl.Series, files: Sequence[DataFi
     return counts
 
 
-def _read_schema(log: LogReader, file: DataFile) -> pa.Schema:
-    with log.open(file.path) as content:
-        return pq.read_schema(content)
+def may_hold(table: OfflineTable, files: Sequence[DataFile], of: pl.DataFrame) -> list[DataFile]:
+    """Those of *files* that may have rows of the entities whose join keys are in *of*."""
+    wanted = {name: of[name].sort().to_numpy() for name in table.view.join_keys if of.schema[name].is_integer()}
+    return [file for file in files if _may_hold(file, wanted)]
 
 
 def _may_hold(file: DataFile, wanted: dict[str, npt.NDArray[Any]]) -> bool:
@@ -246,35 +325,28 @@ def _selected_rows(frame: pl.DataFrame, files: Sequence[DataFile], counts: RowCo
     return frame.filter(pl.Series(selected))
 
 
-def _groups(files: Sequence[DataFile], rows: int) -> Iterator[list[DataFile]]:
-    """*files* in order, some together while they have at most *rows*."""
-    group: list[DataFile] = []
-    for file in files:
-        if group and total_rows((each.rows, each.size) for each in (*group, file)) > rows:
-            yield group
-            group = []
-        group.append(file)
-    if group:
-        yield group
-
-
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Physical rows ``[low, high)``, all in files ``[first, last)``; the first of these files begins at row ``base``."""
+    """Physical rows ``[low, high)``, all in *files*; the first of these begins at row ``base``, the others after it. ``counts``: rows of each."""
 
     low: int
     high: int
-    first: int
-    last: int
     base: int
+    files: list[DataFile]
+    counts: RowCounts
+
+    def of_file(self, positions: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Which of the files each of *positions* is in."""
+        return np.searchsorted(self.base + np.cumsum(self.counts), positions, side="right")
 
 
-def _blocks(counts: RowCounts, rows: int) -> Iterator[_Block]:
-    """Cut files into blocks of about *rows*: small files together, a large file by itself in slices."""
+def _blocks(rows: OrderRows, most: int) -> Iterator[_Block]:
+    """Cut the files of *rows* into blocks of about *most* rows: small files together, a large file by itself in slices."""
     first, start, end = 0, 0, 0
-    for index, count in enumerate([*counts.tolist(), rows + 1]):  # the last one is no file: it ends the last block
-        if end > start and end + count - start > rows:
-            for low in range(start, end, rows):
-                yield _Block(low, min(low + rows, end), first, index, start)
+    for index, count in enumerate([*rows.counts.tolist(), most + 1]):  # the last one is no file: it ends the last block
+        if end > start and end + count - start > most:
+            for low in range(start, end, most):
+                some, counts = rows.files[first:index], rows.counts[first:index]
+                yield _Block(low, min(low + most, end), start, some, counts)
             first, start = index, end
         end += count

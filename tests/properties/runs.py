@@ -10,6 +10,7 @@ from materialize import pipeline, watermark
 from materialize.decoder import Decoder, Header
 from materialize.errors import MaterializeError, OfflineStoreError, OnlineStoreError, RebuildNeeded, WatermarkError
 from materialize.feature_type import FeatureType
+from materialize.latest import ENGINE
 from materialize.model import FeatureView, to_us
 from materialize.testing import CrashingStore
 from materialize.verify import verify
@@ -181,7 +182,8 @@ class Runs:
         self.expect(plan.to_version == self.lake.head, f"planned for version {plan.to_version} of {self.lake.head}")
         state, life, losses = self.lake.now, self.lake.life, self.lake.losses
         self.meanwhile()
-        plan = pipeline.begin(view, self.store, in_pieces(plan, self.rng.randint(max(plan.pieces, 1), 5)))
+        rows_held = self.rng.choice([2, plan.rows_held, plan.rows_held])
+        plan = pipeline.begin(view, self.store, in_pieces(plan, self.rng.randint(max(plan.pieces, 1), 5), rows_held))
         return Attempt(view, plan, life, losses, state)
 
     def some_order(self, pieces: int) -> list[int]:
@@ -367,6 +369,6 @@ class Runs:
             raise Divergence(message)
 
 
-def in_pieces(plan: Plan, pieces: int) -> Plan:
-    """*plan* in more pieces than it is worth."""
-    return replace(plan, pieces=pieces)
+def in_pieces(plan: Plan, pieces: int, rows_held: int) -> Plan:
+    """*plan* in more pieces than it is worth, each with so little memory that it holds only so many rows."""
+    return replace(plan, pieces=pieces, rows_held=rows_held, engine=ENGINE)
