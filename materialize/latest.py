@@ -5,6 +5,7 @@ The first of two passes looks at keys and order columns only; the wide columns a
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -13,7 +14,7 @@ from materialize.model import duration_text, to_us
 from materialize.order import stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from materialize.model import FeatureView, Interval
@@ -31,6 +32,7 @@ __all__ = [
     "newest_of",
     "runners_up",
     "shard",
+    "shards",
     "stamped",
     "unexpired",
     "valid_entities",
@@ -123,6 +125,11 @@ def shard(rows: pl.DataFrame, join_keys: Sequence[str], *, part: int, parts: int
         return rows
     hashed = rows.select(join_keys).hash_rows(seed=0)
     return rows[(hashed % parts == part).arg_true()]  # a filter would keep the text of all rows in memory
+
+
+def shards(join_keys: Sequence[str], parts: int) -> list[Callable[[pl.DataFrame], pl.DataFrame]]:
+    """`shard` for each of *parts* sets of entities."""
+    return [partial(shard, join_keys=join_keys, part=part, parts=parts) for part in range(parts)]
 
 
 def newest(rows: pl.DataFrame, join_keys: Sequence[str]) -> pl.DataFrame:

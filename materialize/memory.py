@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["SMALLEST", "rows_compared", "rows_held"]
+__all__ = ["SMALLEST", "rows_compared", "rows_held", "shares_compared"]
 
 #: Bytes that a process takes beside the rows below: 210 MB of them are libraries, the others what is decoded and sent at a time.
 FIXED = 450_000_000
@@ -21,8 +21,11 @@ SMALLEST = 600_000_000
 #: Bytes of a row while latest rows are picked: times, version and position, and the copies that ranking makes of them; of a join key
 #: of fixed size; of one that is text, of about 30 characters.
 ROW_BYTES, KEY_BYTES, TEXT_BYTES = 100, 24, 72
-#: Bytes of a row that a commit took away or brought, while the two are compared, for each of a row that is held.
-COMPARED = 2
+#: What a row that a commit took away or brought takes, in the place of rows that are held: while its share is compared, and from then on
+#: where the commit brought it.
+COMPARED, BROUGHT = 2.0, 0.2
+#: Shares that a commit's rows are compared in at most: each reads all columns of its files again.
+MOST_SHARES = 8
 
 
 def rows_held(limit: int, join_key_types: Iterable[str]) -> int:
@@ -33,4 +36,10 @@ def rows_held(limit: int, join_key_types: Iterable[str]) -> int:
 
 def rows_compared(held: int) -> int:
     """How many rows of one commit, those that it took away and those that it brought, may be compared in the place of *held* rows."""
-    return max(1, held // COMPARED)
+    return max(1, int(held / (COMPARED / MOST_SHARES + BROUGHT)))
+
+
+def shares_compared(rows: int, held: int) -> int:
+    """In how many shares *rows* of one commit are compared in the place of *held* rows."""
+    fitting = (shares for shares in range(1, MOST_SHARES) if rows * (COMPARED / shares + BROUGHT) <= held)
+    return next(fitting, MOST_SHARES)

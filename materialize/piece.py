@@ -17,6 +17,7 @@ from materialize.ahead import ahead
 from materialize.codec import entity_keys
 from materialize.errors import MaterializeError, RebuildNeeded
 from materialize.guard import check_quarantined
+from materialize.memory import shares_compared
 from materialize.model import Watermark
 from materialize.offline import (
     Quarantine,
@@ -98,6 +99,10 @@ class _Piece:
         """What this piece's rows are read in: of its entities, or of all where pieces are cut by what changed."""
         number, pieces = (0, 1) if self.plan.reads_changes else (self.number, self.plan.pieces)
         return [Share(number + pieces * share, pieces * self.plan.shares) for share in range(self.plan.shares)]
+
+    def compared(self, rows: int) -> list[Callable[[pl.DataFrame], pl.DataFrame]]:
+        """What *rows* of a commit are compared in: of all rows those of a share of all entities."""
+        return latest.shards(self.view.join_keys, shares_compared(rows, self.plan.rows_held))
 
     @property
     def watermark(self) -> Watermark | None:
@@ -264,7 +269,7 @@ def _read_changes(work: _Piece) -> Iterator[Wanted]:
     if not any(change.removes for change in mine):
         yield Wanted(rows, _merge(work), work.shares)
         return
-    found = read_rewritten(table, mine)
+    found = read_rewritten(table, mine, work.compared)
     lost = latest.valid_entities(found.lost, keys, work.store.max_key_bytes)
     kept = partial(latest.without, others=lost, join_keys=keys)
     yield Wanted(replace(rows, held=found.added, keep=kept), _merge(work), work.shares)

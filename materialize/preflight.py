@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from materialize.errors import OnlineStoreError
+from materialize.memory import shares_compared
 from materialize.model import Watermark
 from materialize.offline import changes_since, open_table, total_rows
 from materialize.online.base import HEADER
@@ -99,15 +100,16 @@ def _entities(view: FeatureView, store: OnlineStore, plan: Plan, table: OfflineT
     if files is None:
         assert plan.watermark is not None  # noqa: S101 - the planner reads changes only after a watermark
         changes = changes_since(table, Watermark.from_json(plan.watermark))
-        if any(change.removes for change in changes):  # the planner saw that they can be held
-            rows = latest.valid_entities(
-                read_difference(table, changes).added.frame, view.join_keys, store.max_key_bytes
+        if any(change.removes for change in changes):  # the planner saw that what they brought can be held
+            found = read_difference(
+                table, changes, lambda rows: latest.shards(view.join_keys, shares_compared(rows, plan.rows_held))
             )
+            rows = latest.valid_entities(found.added.frame, view.join_keys, store.max_key_bytes)
             return latest.distinct(rows, view.join_keys), 1
         files = appended_files(table, changes)
     shares = plan.pieces * plan.shares
-    found: list[pl.DataFrame] = []
+    some: list[pl.DataFrame] = []
     for part in read_parts(table, files):
         rows = latest.valid_entities(part.frame, view.join_keys, store.max_key_bytes)
-        found.append(latest.distinct(latest.shard(rows, view.join_keys, part=0, parts=shares), view.join_keys))
-    return latest.distinct(latest.joined(found), view.join_keys), shares
+        some.append(latest.distinct(latest.shard(rows, view.join_keys, part=0, parts=shares), view.join_keys))
+    return latest.distinct(latest.joined(some), view.join_keys), shares

@@ -216,6 +216,13 @@ MUTANTS = (
         "return 1",
         "tests/properties/test_shares.py",
     ),
+    Mutant(
+        "memory: a share of a rewritten commit not compared",
+        "latest.py",
+        "part=part, parts=parts) for part in range(parts)]",
+        "part=part, parts=parts) for part in range(max(1, parts - 1))]",
+        "tests/properties/test_shares.py",
+    ),
     # --- which record stays ---
     Mutant("floor ignored", "order.py", "new.version > stored.floor and newer", "newer"),
     Mutant(

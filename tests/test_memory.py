@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from materialize.memory import FIXED, SMALLEST, rows_compared, rows_held
+from materialize.memory import FIXED, SMALLEST, rows_compared, rows_held, shares_compared
 from materialize.offline import open_table, read_order, read_parts
 from materialize.online.memory import MemoryStore
 from materialize.pipeline import Run, incremental, make_plan
@@ -51,8 +51,15 @@ def test_rows_grow_with_the_limit_and_shrink_with_the_keys() -> None:
     assert rows_held(10**9, ["long", "string"]) < rows_held(10**9, ["string"]) < rows_held(10**9, ["integer"])
     assert rows_held(SMALLEST, ["long"]) > 1_200_000
     assert rows_held(FIXED, ["long"]) == 1
-    assert rows_compared(rows_held(10**9, ["long"])) > 2_000_000
-    assert rows_compared(1) == 1
+    assert rows_compared(rows_held(10**9, ["long"])) > 9_000_000
+    assert rows_compared(1) == 2
+
+
+def test_more_rows_are_compared_in_more_shares() -> None:
+    assert [shares_compared(rows, 1_000) for rows in (0, 400, 454, 455, 833, 834, rows_compared(1_000))] == [
+        *(1, 1, 1, 2, 2, 3, 8)
+    ]
+    assert shares_compared(10**9, 1) == 8
 
 
 def test_a_plan_says_how_many_shares_its_pieces_have(table: Table) -> None:
@@ -75,7 +82,7 @@ def test_a_commit_that_cannot_be_compared_within_the_limit_is_read_from_the_snap
     )
 
     assert plan.snapshot
-    assert "within the memory limit of the view no more than 1 are compared at once" in plan.reason
+    assert "within the memory limit of the view no more than 2 are compared at once" in plan.reason
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])

@@ -87,9 +87,9 @@ def test_the_snapshot_is_read_when_the_changes_cost_more():
 def test_the_snapshot_is_read_when_a_commit_rewrote_more_rows_than_the_memory_limit_lets_compare():
     usual = {"changed_bytes": 1, "snapshot_bytes": CHANGES_READ, "rows_held": 2_000}
 
-    assert instead_of_changes(3, **usual, largest_rows=1_000) is None
-    assert instead_of_changes(3, **usual, largest_rows=1_001).reason == (
-        "a commit rewrote about 1,001 rows, and within the memory limit of the view no more than 1,000 are compared at once"
+    assert instead_of_changes(3, **usual, largest_rows=4_444) is None
+    assert instead_of_changes(3, **usual, largest_rows=4_445).reason == (
+        "a commit rewrote about 4,445 rows, and within the memory limit of the view no more than 4,444 are compared at once"
     )
 
 

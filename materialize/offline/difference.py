@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from materialize.offline.rows import OrderRows, read_features, read_order, read_
 from materialize.offline.table import reading
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from materialize.offline.changes import Change
     from materialize.offline.log import DataFile
@@ -34,6 +35,15 @@ BITS = {
 }
 
 
+#: Rows to those of one share of all entities; and the shares in which so many rows are compared.
+Keep = Callable[[pl.DataFrame], pl.DataFrame]
+InShares = Callable[[int], Sequence[Keep]]
+
+
+def _whole(rows: int) -> Sequence[Keep]:  # noqa: ARG001 - however many
+    return [lambda frame: frame]
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """``added``: the rows that some commits brought, each with its commit. ``lost``: the join keys of every entity that
@@ -44,9 +54,9 @@ class Difference:
     lost: pl.DataFrame
 
 
-def read_difference(table: OfflineTable, changes: Sequence[Change]) -> Difference:
+def read_difference(table: OfflineTable, changes: Sequence[Change], in_shares: InShares = _whole) -> Difference:
     """Read what *changes* did: the rows of `appended_files` and what `read_rewritten` finds."""
-    rewritten = read_rewritten(table, changes)
+    rewritten = read_rewritten(table, changes, in_shares)
     return Difference(
         OrderRows.concat([read_order(table, appended_files(table, changes)), rewritten.added]), rewritten.lost
     )
@@ -61,15 +71,21 @@ def appended_files(table: OfflineTable, changes: Sequence[Change]) -> list[DataF
     return list({file.uri: file for file in appended}.values())
 
 
-def read_rewritten(table: OfflineTable, changes: Sequence[Change]) -> Difference:
-    """Read what those of *changes* did that removed something: all columns of the view are compared."""
+def read_rewritten(table: OfflineTable, changes: Sequence[Change], in_shares: InShares = _whole) -> Difference:
+    """Read what those of *changes* did that removed something: all columns of the view are compared.
+
+    The rows of one share of *in_shares* are in memory at once, and all that were brought. Each share reads all columns once.
+    """
     changes = [change for change in changes if change.removes]
     vectors, parts = _vectors(table, changes), [read_order(table, [])]
     lost = [parts[0].frame.select(table.view.join_keys)]
     for change in changes:
-        added, gone = _compared(table, change, vectors)
-        parts.append(added)
-        lost.append(gone)
+        sides = _removed(table, change, vectors), _added(table, change, vectors)
+        each = [
+            _compared(table, *(_of_share(table, files, keep) for files in sides)) for keep in in_shares(change.rows)
+        ]
+        parts.append(each[0][0].having(pl.concat([added.frame for added, _ in each])))
+        lost += [gone for _, gone in each]
     return Difference(OrderRows.concat(parts), pl.concat(lost).unique())
 
 
@@ -85,14 +101,17 @@ def read_entities(
     return found
 
 
-def _compared(table: OfflineTable, change: Change, vectors: Vectors) -> tuple[OrderRows, pl.DataFrame]:
-    """The rows that one commit brought, and the join keys of the entities that lost one in it.
+def _of_share(table: OfflineTable, files: Sequence[DataFile], keep: Keep) -> OrderRows:
+    """`read_order`, without the rows that *keep* leaves out."""
+    return OrderRows.concat([part.having(keep(part.frame)) for part in read_parts(table, files)])
+
+
+def _compared(table: OfflineTable, removed: OrderRows, added: OrderRows) -> tuple[OrderRows, pl.DataFrame]:
+    """The rows that one commit brought, and the join keys of the entities that lost one in it: all of both, or of a share of entities.
 
     Most rows of a rewritten file are in a new file again. A row is the same if its join keys and times are equal and a 64-bit
     hash of its features is.
     """
-    removed = read_order(table, _removed(table, change, vectors))
-    added = read_order(table, _added(table, change, vectors))
     keys = list(table.view.join_keys)
     times = [*keys, "event_us", "created_us"]
     again, anew = _paired(removed, added, times), _paired(added, removed, times)
