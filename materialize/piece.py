@@ -1,6 +1,6 @@
 """One piece of a run: files of a Delta table in, its latest rows in the online store and a count of everything out.
 
-A row's way: `offline.read_order` -> `latest.newest` -> `offline.read_features` -> `codec.encode` -> `Writer` -> the store.
+A row's way: `offline.read_parts` -> `latest.newest` -> `offline.read_features` -> `codec.encode` -> `Writer` -> the store.
 """
 
 from __future__ import annotations
