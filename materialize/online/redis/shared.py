@@ -16,7 +16,7 @@ from redis import exceptions as driver
 from materialize.errors import OnlineStoreError, UnavailableError
 from materialize.online.base import OnlineStore
 from materialize.online.redis.address import parse
-from materialize.online.redis.answers import LOST, Patience, passes, translated
+from materialize.online.redis.answers import Patience, passes, translated
 from materialize.online.redis.evidence import evidence_of, settle
 from materialize.online.redis.framing import read_reply
 from materialize.online.redis.routes import KEYS_PER_READ
@@ -272,18 +272,19 @@ def scanned(pool: redis.ConnectionPool, pattern: bytes, cursor: int) -> Iterator
     """
     # A cursor is a bucket of the server's hash table. It takes any number, and a scan from any but 0 ends before it saw all.
     rounds = 2 if cursor else 1
-    connection, lost = pool.get_connection(), False
+    connection, unread = pool.get_connection(), True
+    words = ("MATCH", pattern, "COUNT", KEYS_PER_READ)
     try:
+        connection.send_command("SCAN", cursor, *words, check_health=False)  # type: ignore[no-untyped-call]
         while rounds:
-            connection.send_command("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_PER_READ, check_health=False)  # type: ignore[no-untyped-call]
             told, names = read_reply(connection)
             cursor = int(told)
             rounds -= not cursor
+            unread = rounds > 0
+            if unread:  # the server looks for these while the others are used
+                connection.send_command("SCAN", cursor, *words, check_health=False)  # type: ignore[no-untyped-call]
             yield names
-    except (*LOST, driver.RedisError):
-        lost = True
-        raise
     finally:
-        if lost:
+        if unread:
             connection.disconnect()  # type: ignore[no-untyped-call]
         pool.release(connection)
