@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from materialize.order import ERASED
 from materialize.piece_report import PieceReport, no_progress
+from materialize.stop import hear_at_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +33,7 @@ def piece_writer() -> Callable[..., PieceReport]:
     """`materialize.piece.write_piece`."""
     from materialize.piece import write_piece as write
 
+    hear_at_once()
     return write
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["Stopped", "stop_on"]
+__all__ = ["Stopped", "hear_at_once", "stop_on"]
 
 
 class Stopped(BaseException):
@@ -58,3 +58,12 @@ def stop_on(*signals: signal.Signals) -> Iterator[Callable[[int], None]]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def hear_at_once() -> None:
+    """Let Ctrl-C end what the main thread waits for. To be called once polars is loaded.
+
+    polars puts a handler of its own before Python's, with SA_RESTART: the system then goes on waiting after it, and Python would hear
+    of the signal only when the wait is over, which a store that does not answer can make long.
+    """
+    signal.siginterrupt(signal.SIGINT, True)  # noqa: FBT003 - it has no name
