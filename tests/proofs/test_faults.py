@@ -182,7 +182,8 @@ def test_replies_behind_an_error_never_answer_a_later_request(valkey: servers.Se
     line = "-NOPERM User default has no permissions to run the 'evalsha' command\r\n"
 
     with FaultProxy(valkey.port) as proxy, RedisStore(f"redis://127.0.0.1:{proxy.port}/0?timeout={TIMEOUT}") as store:
-        store.merge("view", make_batch(rows[:1]), tie_wins=True, retention=FOREVER)  # with absent keys no script is called
+        # With absent keys no script is called.
+        store.merge("view", make_batch(rows[:1]), tie_wins=True, retention=FOREVER)
         rows = [row._replace(event_us=6) for row in rows]
 
         def refuse() -> None:
