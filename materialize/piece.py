@@ -282,9 +282,10 @@ def _left(work: _Piece, lost: pl.DataFrame) -> Source:
     """The rows that entities have in the snapshot. *lost*: their join keys."""
     table, keys = work.table, work.view.join_keys
     files = may_hold(table, table.snapshot_files(), lost)
+    theirs = partial(latest.among, others=lost, join_keys=keys)
     if total_rows((file.rows, file.size) for file in files) > work.plan.rows_held:
-        return Source(table, brought(table, files), keep=partial(latest.among, others=lost, join_keys=keys))
-    left = read_order(table, files, of=lost)
+        return Source(table, brought(table, files), keep=theirs)
+    left = read_order(table, files, keep=theirs)
     if latest.have_ties(left.frame, keys):
         left = with_versions(table, left)
     return Source(table, held=left)

@@ -63,7 +63,7 @@ def main() -> None:
     # Nothing here does linear algebra, and the threads that numpy starts for it take a core for 50 ms.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # jemalloc, which polars has, else keeps freed pages resident until the machine is short of memory
-    # (https://jemalloc.net/jemalloc.3.html#opt.muzzy_decay_ms). It costs nothing that was measured.
+    # (https://jemalloc.net/jemalloc.3.html#opt.muzzy_decay_ms). A load of a million rows takes 100 MB less and 4 % longer.
     os.environ.setdefault("_RJEM_MALLOC_CONF", "muzzy_decay_ms:0")
     # What is imported stays, and a run makes few objects: looking for garbage at Python's own pace took 0.3 s of a load of a million rows.
     gc.set_threshold(50_000, 20, 50)

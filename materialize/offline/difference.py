@@ -82,16 +82,15 @@ def read_rewritten(table: OfflineTable, changes: Sequence[Change], in_shares: In
     for change in changes:
         sides = _removed(table, change, vectors), _added(table, change, vectors)
         each = [
-            _compared(table, *(_of_share(table, files, keep) for files in sides)) for keep in in_shares(change.rows)
+            _compared(table, *(read_order(table, files, keep=keep) for files in sides))
+            for keep in in_shares(change.rows)
         ]
         parts.append(each[0][0].having(pl.concat([added.frame for added, _ in each])))
         lost += [gone for _, gone in each]
     return Difference(OrderRows.concat(parts), pl.concat(lost).unique())
 
 
-def read_entities(
-    table: OfflineTable, actions: Sequence[dict[str, Any]], keep: Callable[[pl.DataFrame], pl.DataFrame]
-) -> pl.DataFrame:
+def read_entities(table: OfflineTable, actions: Sequence[dict[str, Any]], keep: Keep) -> pl.DataFrame:
     """The join keys in the data files of *actions*, deleted rows included, each once. *keep*: rows to those that are wanted."""
     found: pl.DataFrame | None = None
     for part in read_parts(table, [table.data_file(action, version=0) for action in actions]):
@@ -99,11 +98,6 @@ def read_entities(
         found = some if found is None else pl.concat([found, some]).unique()
     assert found is not None  # noqa: S101 - there is one part at least
     return found
-
-
-def _of_share(table: OfflineTable, files: Sequence[DataFile], keep: Keep) -> OrderRows:
-    """`read_order`, without the rows that *keep* leaves out."""
-    return OrderRows.concat([part.having(keep(part.frame)) for part in read_parts(table, files)])
 
 
 def _compared(table: OfflineTable, removed: OrderRows, added: OrderRows) -> tuple[OrderRows, pl.DataFrame]:

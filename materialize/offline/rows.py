@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from materialize.offline.table import reading
 from materialize.order import NO_CREATED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from materialize.offline.log import DataFile
     from materialize.offline.table import OfflineTable
@@ -73,10 +74,6 @@ class OrderRows:
         """The same files with other rows of them."""
         return OrderRows(self.files, self.counts, frame)
 
-    def of_entities(self, entities: pl.DataFrame, join_keys: Sequence[str]) -> OrderRows:
-        """The rows of *entities* only."""
-        return self.having(self.frame.join(entities, on=join_keys, how="semi"))
-
     @classmethod
     def concat(cls, parts: Sequence[OrderRows]) -> OrderRows:
         """The rows of all *parts*, at least one."""
@@ -89,15 +86,22 @@ class OrderRows:
         return cls(files, np.concatenate([part.counts for part in parts]), pl.concat(frames))
 
 
-def read_order(table: OfflineTable, files: Sequence[DataFile], *, of: pl.DataFrame | None = None) -> OrderRows:
-    """The key and order columns of every selected row of *files*; with *of*, only rows whose join keys are in it.
+def read_order(
+    table: OfflineTable,
+    files: Sequence[DataFile],
+    *,
+    of: pl.DataFrame | None = None,
+    keep: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+) -> OrderRows:
+    """The key and order columns of every selected row of *files*; with *of*, only rows whose join keys are in it; with *keep*, those it leaves.
 
-    Returns: one row per table row, in the order of *files*.
+    Returns: one row per table row, in the order of *files*; with *of*, of those that may have such rows.
     """
-    if of is None:
-        return OrderRows.concat(list(read_parts(table, files)))
-    parts = read_parts(table, may_hold(table, files, of))
-    return OrderRows.concat([part.of_entities(of, table.view.join_keys) for part in parts])
+    if of is not None:
+        files = may_hold(table, files, of)
+        keep = partial(pl.DataFrame.join, other=of, on=table.view.join_keys, how="semi")
+    parts = read_parts(table, files)
+    return OrderRows.concat([part.having(keep(part.frame)) if keep else part for part in parts])
 
 
 def read_parts(table: OfflineTable, files: Sequence[DataFile], *, rows: int = ORDER_ROWS) -> Iterator[OrderRows]:

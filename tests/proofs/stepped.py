@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from materialize.online.base import OnlineStore
 
-__all__ = ["BATCHES", "READS", "Died", "Failpoint", "Step", "Stepped", "part_of"]
+__all__ = ["BATCHES", "READS", "Died", "Failpoint", "Step", "Stepped"]
 
 #: The calls that change nothing. Every other one, also one that is new, counts as a write.
 READS = {
@@ -122,7 +122,7 @@ class Stepped:
 def _half(call: Callable[..., Any], view: str, batch: EncodedBatch, **named: Any) -> None:
     """Write every other row of *batch* in the order of their keys, for the order of a batch is not always the same."""
     keys = batch.keys.to_pylist()
-    call(view, part_of(batch, sorted(range(len(keys)), key=keys.__getitem__)[::2]), **named)
+    call(view, batch.take(np.array(sorted(range(len(keys)), key=keys.__getitem__)[::2], dtype=np.int64)), **named)
 
 
 def _named(method: str, arguments: tuple[Any, ...]) -> str:
@@ -130,16 +130,3 @@ def _named(method: str, arguments: tuple[Any, ...]) -> str:
         return f"{method} tombstones" if arguments[1].tombstone else method
     words = [one for one in arguments[1:2] if isinstance(one, str)]
     return " ".join([method, *words])
-
-
-def part_of(batch: EncodedBatch, rows: list[int]) -> EncodedBatch:
-    """The *rows* of a batch, by their numbers."""
-    some = np.array(rows, dtype=np.int64)
-    return EncodedBatch(
-        keys=batch.keys.take(some),
-        values=batch.values.take(some),
-        event_us=batch.event_us[some],
-        created_us=batch.created_us[some],
-        version=batch.version[some],
-        tombstone=batch.tombstone,
-    )

@@ -37,7 +37,7 @@ for i = 1, #keys do
   local key, place = keys[i], first + (i - 1) * width + 1
   local new, old = ARGV[place], held[i]
   -- RULE
-  if kept and stays then
+  if stays then
     refloor(key, kept, time, hashes[i])
   elseif kept then
     if old then redis.call("PEXPIREAT", key, 1) end -- as DEL does, which users of runs may not send
